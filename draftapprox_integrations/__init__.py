@@ -1,0 +1,38 @@
+"""Draft-based Approximate Inference (Galim et al., ICLR 2026) for RAG pipelines.
+
+Importing this package loads neither torch nor a framework; each name loads what it needs when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import SpecPCConfig
+    from .models import LoadedModel, load_model
+    from .results import CompressionResult
+    from .specpc.compressor import SpecPC
+
+_HOME = {
+    "SpecPC": ".specpc.compressor",
+    "SpecPCConfig": ".config",
+    "CompressionResult": ".results",
+    "LoadedModel": ".models",
+    "load_model": ".models",
+}
+
+__all__ = ["CompressionResult", "LoadedModel", "SpecPC", "SpecPCConfig", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = globals()[name] = getattr(import_module(_HOME[name], __name__), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

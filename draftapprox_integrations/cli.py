@@ -1,0 +1,206 @@
+"""The command line: `draftapprox ask` answers from a folder of documents, `draftapprox compress` is for pipes."""
+
+from __future__ import annotations
+
+import sys
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError:
+    sys.exit('The command line needs a few more packages: pip install "draftapprox-integrations[cli]"')
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from .errors import DraftApproxError, InvalidInputError
+
+if TYPE_CHECKING:
+    from .config import Granularity
+    from .documents import Passage
+    from .models import LoadedModel
+    from .specpc.compressor import SpecPC
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Draft-based Approximate Inference for RAG: keep what a small draft model looks at.",
+)
+screen = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+
+class Unit(StrEnum):
+    """What is kept or dropped as a whole."""
+
+    token = "token"
+    word = "word"
+    sentence = "sentence"
+
+
+DraftOption = Annotated[str, typer.Option(help="Draft model: hub id, folder, .gguf file, or 'default'.")]
+TokensOption = Annotated[int | None, typer.Option(help="Most tokens of context to keep.")]
+RatioOption = Annotated[float | None, typer.Option(help="Share of the context to keep, instead of --max-tokens.")]
+UnitOption = Annotated[Unit, typer.Option(help="What is kept or dropped as a whole.")]
+HtmlOption = Annotated[Path | None, typer.Option(help="Also write a heat map of what was kept to this file.")]
+
+
+@app.callback()
+def main() -> None:
+    """Draft-based Approximate Inference for RAG: keep what a small draft model looks at."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@app.command()
+def ask(
+    questions: Annotated[list[str], typer.Argument(help="One or more questions.", show_default=False)],
+    docs: Annotated[Path, typer.Option(help="Folder (or file) to answer from: .md, .txt, .rst, .pdf.")],
+    model: Annotated[
+        str, typer.Option(help="Model that answers: hub id, folder, .gguf file, or 'default'.")
+    ] = "default",
+    draft: DraftOption = "default",
+    max_tokens: TokensOption = None,
+    ratio: RatioOption = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Passages to retrieve.")] = 12,
+    granularity: UnitOption = Unit.sentence,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer from the uncompressed context too.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
+    html: HtmlOption = None,
+) -> None:
+    """Answer questions from a folder of documents: retrieve (BM25), compress (SpecPC), answer."""
+    with _plain_errors():
+        from .documents import read_folder
+        from .specpc.checks import check_budget, check_query
+
+        check_budget(max_tokens, ratio)
+        for question in questions:
+            check_query(question)
+        if max_tokens is None and ratio is None:
+            max_tokens = 512
+        passages = read_folder(docs)
+        engine, target = _load(draft, model, granularity.value)
+        for number, question in enumerate(questions):
+            page = html if number == 0 or html is None else html.with_stem(f"{html.stem}-{number + 1}")
+            _ask_one(engine, target, passages, question, (max_tokens, ratio), top_k, compare, max_new_tokens, page)
+
+
+@app.command()
+def compress(
+    files: Annotated[list[Path] | None, typer.Argument(help="Text, Markdown or PDF files; without, stdin.")] = None,
+    query: Annotated[str, typer.Option("--query", "-q", help="The question that tells what matters.")] = "",
+    draft: DraftOption = "default",
+    max_tokens: TokensOption = None,
+    ratio: RatioOption = None,
+    granularity: UnitOption = Unit.sentence,
+    as_json: Annotated[bool, typer.Option("--json", help="Write everything that is known, as JSON.")] = False,
+    html: HtmlOption = None,
+) -> None:
+    """Write what SpecPC keeps of files or of stdin, as text or JSON; counts go to stderr."""
+    with _plain_errors():
+        from .documents import read_file
+        from .specpc.checks import check_budget, check_query
+
+        check_budget(max_tokens, ratio)
+        check_query(query)
+        parts = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
+        engine, _ = _load(draft, None, granularity.value)
+        titles, texts = [title for title, _ in parts], [text for _, text in parts]
+        result = engine.compress(texts, query, max_tokens=max_tokens, ratio=ratio, titles=titles)
+        if html is not None:
+            html.write_text(result.to_html(), encoding="utf-8")
+        if as_json:
+            sys.stdout.write(json.dumps(result.to_dict() | {"titles": titles}, ensure_ascii=False, indent=2) + "\n")
+        else:
+            sys.stdout.write("\n\n".join(passage.text for passage in result.passages if passage.text) + "\n")
+        notes.print(
+            f"{result.tokens_before:,} -> {result.tokens_after:,} tokens ({result.ratio:.0%}) "
+            f"in {result.timings['total']:.2f} s, counted by {result.tokenizer}",
+            style="dim",
+        )
+
+
+def _ask_one(
+    engine: SpecPC,
+    target: LoadedModel,
+    passages: list[Passage],
+    question: str,
+    budget: tuple[int | None, float | None],
+    top_k: int,
+    compare: bool,
+    max_new_tokens: int,
+    html: Path | None,
+) -> None:
+    import time
+
+    from .answering import answer
+    from .documents import search
+    from .report import show_answers, show_kept, show_retrieved
+
+    begun = time.perf_counter()
+    found = search(passages, question, top_k)
+    searching = time.perf_counter() - begun
+    show_retrieved(screen, question, len(passages), len(found), searching)
+    with notes.status("The draft reads the passages ..."):
+        result = engine.compress(
+            [p.text for p in found],
+            question,
+            max_tokens=budget[0],
+            ratio=budget[1],
+            titles=[p.title for p in found],
+        )
+    show_kept(screen, found, result)
+    with notes.status("Answering ..."):
+        short = answer(target, [p.text for p in result.passages if p.text], question, max_new_tokens)
+        full = answer(target, [p.text for p in found], question, max_new_tokens) if compare else None
+    show_answers(screen, result, short, full, searching)
+    if html is not None:
+        html.write_text(result.to_html(), encoding="utf-8")
+        screen.print(f"Heat map: {html}")
+
+
+def _load(draft: str, model: str | None, granularity: Granularity) -> tuple[SpecPC, LoadedModel]:
+    with notes.status("Loading models ..."):
+        from transformers.utils import logging as transformers_logging
+
+        from .config import SpecPCConfig
+        from .models import load_model
+        from .specpc.compressor import SpecPC
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        engine = SpecPC(draft, SpecPCConfig(granularity=granularity))
+        return engine, engine.draft if model in (None, draft) else load_model(model or draft)
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        notes.print("Reading from the keyboard; end with Ctrl-D.", style="dim")
+    data = sys.stdin.buffer.read()
+    if b"\0" in data[:4096]:
+        raise InvalidInputError("standard input is not text")
+    return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except (DraftApproxError, ValueError) as error:
+        notes.print(f"[bold red]Error:[/] {_escape(str(error))}")
+        raise typer.Exit(1) from error
+    except BrokenPipeError:
+        raise typer.Exit(1) from None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

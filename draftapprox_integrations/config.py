@@ -1,0 +1,145 @@
+"""Settings of the methods: frozen, keyword-only, checked when they are made.
+
+Field names are those of the paper's repository (furiosa-ai/draft-based-approx-llm), so that a published
+configuration can be copied over word for word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Granularity = Literal["token", "word", "sentence"]
+PoolType = Literal["max", "avg", "mean"]
+Reduction = Literal["max", "mean"]
+
+_PAPER_SPECPC: dict[str, dict[str, int]] = {
+    # cfg/paper/specpc: Llama-3.2-1B drafting for Llama-3.1-8B; Qwen2.5-0.5B drafting for Qwen2.5-14B
+    "llama3": {"kernel_size": 32, "neighbor_tokens": 32},
+    "qwen2.5": {"kernel_size": 64, "neighbor_tokens": 64},
+}
+
+
+def _check_int(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer >= {low}; got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}; got {value}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecPCConfig:
+    """How SpecPC reads, scores and keeps (paper section 4.2; names as in its repository).
+
+    Args:
+        max_capacity_prompt: Tokens kept by `select`, the window included; also the budget of `compress` when
+            neither `max_tokens` nor `ratio` is given. At least `window_size`.
+        window_size: Number of last tokens whose queries do the looking; `select` always keeps them.
+            None means: in `compress`, all the tokens after the context (the question and the template's tail);
+            in `select`, 64 as in the paper.
+        pool_type: Smoothing of scores along the prompt: "max", "avg" (same as "mean"), or None for no smoothing.
+        kernel_size: Width of the smoothing window in tokens, >= 1.
+        neighbor_tokens: A chosen token brings this many tokens around it, itself included. None means
+            `kernel_size`; 0 means none. Used by `select` and by `compress` with granularity "token".
+        reduction_type: How heads, queries, layers and steps become one number: "max", or "mean"
+            (kept as a sum, as in the paper's code: only the order matters).
+        lookahead_tokens: Tokens drafted before choosing, >= 1; the first comes with the prefill, every further
+            one adds a decoding step whose query also looks.
+        starting_layer_index: First layer that is listened to. None means 8 as in the paper, or half of
+            the layers for a model with fewer than 16.
+        weighted_query: Weigh the window's queries linearly from 0 (oldest) to 1 (newest).
+        granularity: The unit that `compress` keeps or drops.
+        separator: Put between pieces of one passage where something was dropped.
+        prefill_chunk_size: Read the prompt in chunks of this many tokens to bound memory; None reads it at once.
+
+    Raises:
+        ValueError: names the field, the value and the limit.
+    """
+
+    max_capacity_prompt: int = 1024
+    window_size: int | None = None
+    pool_type: PoolType | None = "max"
+    kernel_size: int = 32
+    neighbor_tokens: int | None = None
+    reduction_type: Reduction = "max"
+    lookahead_tokens: int = 1
+    starting_layer_index: int | None = None
+    weighted_query: bool = True
+    granularity: Granularity = "sentence"
+    separator: str = " "
+    prefill_chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
+        _check_int("kernel_size", self.kernel_size, 1)
+        _check_int("lookahead_tokens", self.lookahead_tokens, 1)
+        if self.window_size is not None:
+            _check_int("window_size", self.window_size, 1)
+            if self.window_size > self.max_capacity_prompt:
+                raise ValueError(
+                    f"window_size must be <= max_capacity_prompt ({self.max_capacity_prompt}), "
+                    f"because the window is always kept; got {self.window_size}"
+                )
+        if self.neighbor_tokens is not None:
+            _check_int("neighbor_tokens", self.neighbor_tokens, 0)
+        if self.starting_layer_index is not None:
+            _check_int("starting_layer_index", self.starting_layer_index, 0)
+        if self.prefill_chunk_size is not None:
+            _check_int("prefill_chunk_size", self.prefill_chunk_size, 1)
+        _check_choice("pool_type", self.pool_type, (*get_args(PoolType), None))
+        _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
+        _check_choice("granularity", self.granularity, get_args(Granularity))
+        if not isinstance(self.weighted_query, bool):
+            raise ValueError(f"weighted_query must be True or False; got {self.weighted_query!r}")
+        if not isinstance(self.separator, str):
+            raise ValueError(f"separator must be a string; got {self.separator!r}")
+
+    @classmethod
+    def paper(cls, family: Literal["llama3", "qwen2.5"], **changes: Any) -> SpecPCConfig:
+        """The paper's published settings for a draft family, with `changes` on top.
+
+        Raises:
+            ValueError: for a family the paper has no settings for.
+        """
+        _check_choice("family", family, tuple(_PAPER_SPECPC))
+        settings: dict[str, Any] = {
+            "max_capacity_prompt": 1024,
+            "window_size": 64,
+            "pool_type": "max",
+            "reduction_type": "max",
+            "lookahead_tokens": 1,
+            "starting_layer_index": 8,
+            "weighted_query": True,
+            **_PAPER_SPECPC[family],
+        }
+        return cls(**(settings | changes))
+
+    def resolved_window(self) -> int:
+        """The window of the token-level form: `window_size`, or the paper's 64 if it is None and 64 fits."""
+        if self.window_size is not None:
+            return self.window_size
+        return min(64, self.max_capacity_prompt)
+
+    def resolved_neighbors(self) -> int:
+        """`neighbor_tokens` with None read as `kernel_size` (golden README, rule 6)."""
+        return self.kernel_size if self.neighbor_tokens is None else self.neighbor_tokens
+
+    def resolved_start(self, layers: int) -> int:
+        """The first layer listened to in a model of `layers` layers.
+
+        Raises:
+            ValueError: if `starting_layer_index` is set and the model has no such layer.
+        """
+        if self.starting_layer_index is None:
+            return min(8, layers // 2)
+        if self.starting_layer_index >= layers:
+            raise ValueError(
+                f"starting_layer_index must be < {layers}, the number of layers of this draft; "
+                f"got {self.starting_layer_index}"
+            )
+        return self.starting_layer_index

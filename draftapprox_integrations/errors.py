@@ -1,0 +1,31 @@
+"""Every error this package raises on purpose. Each message says what happened and what to do about it."""
+
+from __future__ import annotations
+
+
+class DraftApproxError(Exception):
+    """Base class: `except DraftApproxError` catches everything this package raises on purpose."""
+
+
+class ModelLoadError(DraftApproxError, OSError):
+    """The model could not be found or read: wrong path, wrong hub id, broken file, no network."""
+
+
+class MissingDependencyError(DraftApproxError, ImportError):
+    """An optional package is needed and not installed. The message gives the `pip install` line."""
+
+
+class UnsupportedModelError(DraftApproxError, TypeError):
+    """The model's attention cannot be observed exactly (soft-capping, sinks, own kernels)."""
+
+
+class InvalidInputError(DraftApproxError, ValueError):
+    """The passages, the query, the ids or the budget cannot be used as given."""
+
+
+class BudgetError(InvalidInputError):
+    """Text that must be kept does not fit the token budget."""
+
+
+class ScoringError(DraftApproxError, ArithmeticError):
+    """The draft model produced NaN or infinite attention scores."""

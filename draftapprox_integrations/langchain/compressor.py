@@ -1,0 +1,134 @@
+"""SpecPC as a LangChain document compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from pydantic import ConfigDict, Field, PrivateAttr
+from typing_extensions import TypedDict
+
+from ..config import SpecPCConfig
+from ..models import ModelSpec
+from ..specpc.checks import check_budget
+from ..specpc.compressor import OnEmpty, SpecPC
+from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved
+from ..tokenization import TokenizerSpec
+
+
+class CompressorInput(TypedDict):
+    """What the compressor takes as a Runnable."""
+
+    documents: Sequence[Document]
+    query: str
+
+
+class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorInput, list[Document]]):
+    """Keep what a small draft model looks at when it reads the documents with the query.
+
+        ContextualCompressionRetriever(base_compressor=SpecPCCompressor(max_tokens=1024), base_retriever=retriever)
+
+    It is also a Runnable: `compressor.invoke({"documents": docs, "query": "..."})`; either way it shows up as a span
+    of its own in a trace.
+
+    Every output document is a copy of an input document, in the input's order, with its id and metadata; its text is
+    verbatim pieces of the original. The kept character spans are in `metadata[metadata_key]`. Input documents are
+    never changed. Empty documents pass untouched.
+
+    Args:
+        draft: A hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a `SpecPC` to
+            share. A name is loaded on first use.
+        max_tokens: Most tokens of all documents together (metadata not counted), >= 1.
+        ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. With neither, `config`'s
+            `max_capacity_prompt`.
+        config: Settings of SpecPC.
+        tokenizer: Counts the budget: usually the target's. None: the draft's.
+        on_empty: "drop" leaves out documents of which nothing is kept; "keep_best" keeps them all, each
+            with its best sentence or the beginning of it that the budget allows.
+        on_error: "raise", or "passthrough" to return the documents as they are and log a warning.
+        protect: Sentences that contain one of these strings are always kept.
+        title_keys: Metadata keys that may hold a title, which the draft reads with the document's text.
+        metadata_key: Where the spans are noted.
+
+    Raises:
+        InvalidInputError: a budget out of range; at use: no query, text that cannot be read.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    draft: str = Field(description="What the draft model is loaded from.")
+    max_tokens: int | None = None
+    ratio: float | None = None
+    config: SpecPCConfig = Field(description="Settings of SpecPC.")
+    tokenizer: str | None = Field(default=None, description="What counts the tokens; None: the draft's tokenizer.")
+    on_empty: OnEmpty = "drop"
+    on_error: OnError = "raise"
+    protect: list[str] = Field(default_factory=list)
+    title_keys: list[str] = Field(default_factory=lambda: ["title"])
+    metadata_key: str = "specpc"
+
+    _slot: EngineSlot = PrivateAttr()
+
+    def __init__(
+        self,
+        draft: ModelSpec | SpecPC = "default",
+        *,
+        max_tokens: int | None = None,
+        ratio: float | None = None,
+        config: SpecPCConfig | dict[str, Any] | None = None,
+        tokenizer: TokenizerSpec | None = None,
+        **fields: Any,
+    ):
+        check_budget(max_tokens, ratio)
+        slot = EngineSlot(draft, SpecPCConfig(**config) if isinstance(config, dict) else config, tokenizer)
+        super().__init__(  # type: ignore[call-arg]
+            draft=slot.draft_name,
+            max_tokens=max_tokens,
+            ratio=ratio,
+            config=slot.config,
+            tokenizer=slot.tokenizer_name,
+            **fields,
+        )
+        self._slot = slot
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """Compress retrieved documents."""
+        return self.invoke({"documents": documents, "query": query}, {"callbacks": callbacks})
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """Compress retrieved documents in a worker thread."""
+        return await self.ainvoke({"documents": documents, "query": query}, {"callbacks": callbacks})
+
+    def invoke(self, input: CompressorInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Compress `input["documents"]` for `input["query"]`."""
+        return self._call_with_config(self._compress, input, config, run_type="retriever")
+
+    def _compress(self, input: CompressorInput) -> list[Document]:
+        documents = list(input["documents"])
+        kept, _ = compress_retrieved(
+            self._slot,
+            [document.page_content for document in documents],
+            [document.metadata for document in documents],
+            input["query"],
+            max_tokens=self.max_tokens,
+            ratio=self.ratio,
+            on_empty=self.on_empty,
+            on_error=self.on_error,
+            protect=self.protect,
+            title_keys=self.title_keys,
+        )
+        return [self._copy(documents[item.index], item) for item in kept]
+
+    def _copy(self, original: Document, item: Kept) -> Document:
+        document = original.model_copy(deep=True)
+        if item.text is not None:
+            document.page_content = item.text
+            document.metadata[self.metadata_key] = item.note
+        return document

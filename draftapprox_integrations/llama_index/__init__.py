@@ -1,0 +1,14 @@
+"""LlamaIndex parts. Needs `llama-index-core`: pip install "draftapprox-integrations[llama-index]"."""
+
+from ..errors import MissingDependencyError
+
+try:
+    import llama_index.core  # noqa: F401
+except ImportError as error:
+    raise MissingDependencyError(
+        'LlamaIndex is not installed: pip install "draftapprox-integrations[llama-index]"'
+    ) from error
+
+from .postprocessor import SpecPCPostprocessor
+
+__all__ = ["SpecPCPostprocessor"]

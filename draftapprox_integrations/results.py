@@ -1,0 +1,148 @@
+"""What the methods return: plain, frozen, free of tensors where text is concerned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CompressedPassage:
+    """What became of one passage.
+
+    Attributes:
+        original: The passage as it was given.
+        text: The kept pieces, verbatim and in order, joined by the config's separator.
+        kept: Character spans [start, end) of these pieces in `original`.
+        score: How much the draft looked at its best unit; higher is better, comparable across the passages of one
+            call. NaN if the draft did not run because everything fitted.
+        tokens_before, tokens_after: Tokens of `original` and of `text`.
+        heat: (start, end, score) of each token the draft read; empty if it did not run.
+    """
+
+    original: str = field(repr=False)
+    text: str
+    kept: list[Span]
+    score: float
+    tokens_before: int
+    tokens_after: int
+    heat: list[tuple[int, int, float]] = field(default_factory=list, repr=False)
+
+    @property
+    def whole(self) -> bool:
+        """Nothing was dropped."""
+        return self.text == self.original
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What `SpecPC.compress` kept of a list of passages.
+
+    Attributes:
+        passages: One per input, in the same order.
+        query: The question they were read with.
+        tokens_before, tokens_after: Sums over the passages.
+        budget: The most tokens that were allowed.
+        tokenizer: What the tokens were counted with.
+        timings: Seconds by step: "tokenize", "draft", "select", "total".
+        draft: Name of the model that read the passages.
+        draft_tokens: Prompt tokens the draft processed; 0 if everything fitted and it did not run.
+    """
+
+    passages: list[CompressedPassage]
+    query: str
+    tokens_before: int
+    tokens_after: int
+    budget: int
+    tokenizer: str
+    timings: dict[str, float]
+    draft: str
+    draft_tokens: int
+
+    @property
+    def ratio(self) -> float:
+        """Share of the tokens that was kept; 1.0 for an empty input."""
+        return self.tokens_after / self.tokens_before if self.tokens_before else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the originals and the heat, ready for `json.dumps`."""
+        return {
+            "query": self.query,
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "budget": self.budget,
+            "tokenizer": self.tokenizer,
+            "draft": self.draft,
+            "draft_tokens": self.draft_tokens,
+            "timings": self.timings,
+            "passages": [
+                {
+                    "text": p.text,
+                    "kept": [list(span) for span in p.kept],
+                    "score": None if math.isnan(p.score) else p.score,
+                    "tokens_before": p.tokens_before,
+                    "tokens_after": p.tokens_after,
+                }
+                for p in self.passages
+            ],
+        }
+
+    def to_html(self) -> str:
+        """A self-contained page: the passages as a heat map, kept text bright, dropped text faded."""
+        from .heatmap import render_page
+
+        return render_page(self)
+
+    def _repr_html_(self) -> str:
+        from .heatmap import render_fragment
+
+        return render_fragment(self)
+
+
+class Selection:
+    """What `SpecPC.select` keeps of a batch of token ids.
+
+    Attributes:
+        indices: Per row a LongTensor [kept]: ascending positions in that row of the input, padding included in the
+            counting, so that `input_ids[row, indices[row]]` is the compressed prompt.
+
+    `scores` and `lookahead_ids` of a row that fitted whole are read by the draft when they are first asked for.
+    """
+
+    def __init__(
+        self,
+        indices: list[Tensor],
+        tokens: int,
+        found: dict[int, tuple[Tensor, Tensor]],
+        read: Callable[[list[int]], dict[int, tuple[Tensor, Tensor]]],
+    ):
+        self.indices = indices
+        self._tokens = tokens
+        self._found = found
+        self._read = read
+
+    @property
+    def scores(self) -> Tensor:
+        """float32 [batch, tokens]: importance of each token before pooling, 0 at padding."""
+        return torch.stack([row[0] for row in self._all()])
+
+    @property
+    def lookahead_ids(self) -> list[Tensor]:
+        """Per row a LongTensor with what the draft wrote after the prompt."""
+        return [row[1] for row in self._all()]
+
+    def _all(self) -> list[tuple[Tensor, Tensor]]:
+        missing = [row for row in range(len(self.indices)) if row not in self._found]
+        if missing:
+            self._found |= self._read(missing)
+        return [self._found[row] for row in range(len(self.indices))]
+
+    def __repr__(self) -> str:
+        return f"Selection(kept={[len(row) for row in self.indices]}, of={self._tokens})"

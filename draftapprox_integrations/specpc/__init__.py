@@ -1,0 +1,1 @@
+"""SpecPC: prompt compression by a draft model's attention."""

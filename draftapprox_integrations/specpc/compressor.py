@@ -1,0 +1,277 @@
+"""SpecPC: a small draft model reads the context and the question; what it does not look at is dropped.
+
+Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, section 4.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..attention import attention_view
+from ..config import SpecPCConfig
+from ..errors import BudgetError, InvalidInputError
+from ..models import LoadedModel, ModelSpec, load_model
+from ..results import CompressedPassage, CompressionResult, Selection
+from ..tokenization import Encoded, TokenCounter, TokenizerSpec
+from .budget import Packed, Packer
+from .checks import budget_in_tokens, check_batch, check_budget, check_passages, check_query, check_titles
+from .importance import read_importance
+from .prompt import Prompt, PromptBuilder
+from .ranking import Pattern, Ranking, rank_units
+from .selection import pool_scores, select_tokens
+
+OnEmpty = Literal["drop", "keep_best"]
+
+
+class SpecPC:
+    """Compress retrieved passages, or prompt ids, with a draft model's attention.
+
+        pc = SpecPC("default")
+        result = pc.compress(passages, "When was the bridge built?", max_tokens=512)
+        print(result.passages[0].text)
+
+    Safe to use from many threads: forward passes of one draft take turns.
+
+    Args:
+        draft: What `load_model` takes, or a `LoadedModel`.
+        config: Settings; the defaults suit text.
+        tokenizer: Counts the tokens of `compress` budgets: usually the target model's. A transformers tokenizer,
+            a folder or hub id of one, or a function from text to tokens (tiktoken's `encode`) or their number.
+            None counts with the draft's.
+
+    Raises:
+        ModelLoadError: the draft or the tokenizer cannot be loaded.
+        UnsupportedModelError: the draft's attention cannot be observed.
+        ValueError: `config.starting_layer_index` names a layer that the draft does not have.
+    """
+
+    def __init__(
+        self,
+        draft: ModelSpec = "default",
+        config: SpecPCConfig | None = None,
+        *,
+        tokenizer: TokenizerSpec | None = None,
+    ):
+        self.draft: LoadedModel = load_model(draft)
+        self.config = config or SpecPCConfig()
+        self._view = attention_view(self.draft.model)
+        self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
+        self.tokenizer = tokenizer
+        if self.draft.tokenizer is not None:
+            _ = self._builder, self._counter  # made now, so that what is wrong is said now
+
+    # ------------------------------------------------------------------ token ids in, positions out
+
+    def select(
+        self,
+        input_ids: Tensor | Sequence[Sequence[int]],
+        attention_mask: Tensor | None = None,
+        *,
+        protected: Tensor | None = None,
+    ) -> Selection:
+        """The paper's token-level form: which positions of each prompt to keep.
+
+        Args:
+            input_ids: LongTensor [batch, tokens], or [tokens] for one prompt.
+            attention_mask: [batch, tokens], 0 at padding (on either side); None if nothing is padded.
+            protected: bool [batch, tokens]: positions to keep beside the window. A leading BOS is always kept.
+
+        Returns:
+            For each row `config.max_capacity_prompt` positions, or all of a shorter one (then the draft does
+            not run unless `scores` is asked for).
+
+        Raises:
+            InvalidInputError: wrong shapes, an empty row, ids outside the vocabulary, a prompt longer than the
+                draft's window.
+            BudgetError: window and protected positions exceed the capacity.
+            ScoringError: the draft produced NaN.
+        """
+        ids, mask, protect = check_batch(self.draft, input_ids, attention_mask, protected)
+        capacity, window = self.config.max_capacity_prompt, self.config.resolved_window()
+        indices = [row.nonzero().flatten() for row in mask]  # the real positions of each row, then the kept ones
+        places = list(indices)
+        long_rows = [row for row, place in enumerate(places) if len(place) > capacity]
+
+        def read(rows: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+            return self._read_rows(ids, places, rows, window)
+
+        found = read(long_rows) if long_rows else {}
+        for row in long_rows:
+            scores, protected_here = found[row][0][places[row]], protect[row][places[row]]
+            needed = int(protected_here[:-window].sum()) + window
+            if needed > capacity:
+                raise BudgetError(
+                    f"the window and the protected positions need {needed} tokens, max_capacity_prompt is {capacity}. "
+                    f"Raise it to at least {needed} or protect less."
+                )
+            pooled = pool_scores(scores, self.config.pool_type, self.config.kernel_size)
+            keep = select_tokens(pooled, capacity, window, self.config.resolved_neighbors(), protected_here)
+            indices[row] = places[row][keep]
+        return Selection(indices, ids.shape[1], found, read)
+
+    def _read_rows(
+        self, ids: Tensor, places: list[Tensor], rows: list[int], window: int
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each of `rows` its scores [tokens] and lookahead. Rows longer than the window share a batch."""
+        together = [row for row in rows if len(places[row]) > window]
+        batches = [[row] for row in rows if len(places[row]) <= window]
+        if together:
+            batches.append(together)
+        results: dict[int, tuple[Tensor, Tensor]] = {}
+        for batch_rows in batches:
+            longest = max(len(places[row]) for row in batch_rows)
+            batch = torch.zeros(len(batch_rows), longest, dtype=torch.long)
+            mask = torch.zeros_like(batch)
+            for index, row in enumerate(batch_rows):
+                batch[index, longest - len(places[row]) :] = ids[row][places[row]]
+                mask[index, longest - len(places[row]) :] = 1
+            with self.draft.lock:
+                found = read_importance(self._view, batch, mask, min(window, longest), self.config)
+            assert found.lookahead_ids is not None
+            for index, row in enumerate(batch_rows):
+                scores = torch.zeros(ids.shape[1])
+                scores[places[row]] = found.scores[index, longest - len(places[row]) :]
+                results[row] = (scores, found.lookahead_ids[index])
+        return results
+
+    # ------------------------------------------------------------------ text in, text out
+
+    def compress(
+        self,
+        passages: Sequence[str],
+        query: str,
+        *,
+        max_tokens: int | None = None,
+        ratio: float | None = None,
+        titles: Sequence[str | None] | None = None,
+        on_empty: OnEmpty = "drop",
+        protect: Sequence[Pattern] = (),
+    ) -> CompressionResult:
+        """Keep what the draft looks at when it reads the passages with the question.
+
+        Args:
+            passages: Texts; an empty list gives an empty result.
+            query: The question they were retrieved for.
+            max_tokens: Most tokens to keep, all passages together, >= 1.
+            ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the config's
+                `max_capacity_prompt`.
+            titles: Per passage a title the draft reads with it, or None. Not part of the budget or the output.
+            on_empty: "drop" lets a passage lose everything; "keep_best" first gives each passage its best unit; where
+                the budget cannot pay for all of these, the least wanted keep only the first words of it.
+            protect: Strings, or compiled patterns: units that contain a match are always kept.
+
+        Returns:
+            One entry per passage, in order. Passages that together fit the budget pass through untouched and
+            the draft does not run.
+
+        Raises:
+            InvalidInputError: the arguments cannot be used as given.
+            BudgetError: protected text does not fit the budget.
+            ScoringError: the draft produced NaN.
+        """
+        begun = time.perf_counter()
+        passages, query = check_passages(passages), check_query(query)
+        titles = check_titles(titles, len(passages))
+        check_budget(max_tokens, ratio)
+        if on_empty not in ("drop", "keep_best"):
+            raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
+        builder, counter = self._builder, self._counter
+        before = counter.count(passages)
+        budget = budget_in_tokens(max_tokens, ratio, self.config.max_capacity_prompt, sum(before))
+        if sum(before) <= budget:
+            whole = [[(0, len(text))] if text else [] for text in passages]
+            packed, scores = Packed(whole, passages, before), [math.nan] * len(passages)
+            heat: list[list[tuple[int, int, float]]] = [[] for _ in passages]
+            prompts: list[Prompt] = []
+            tokenized = drafted = time.perf_counter()
+        else:
+            encoded = builder.reader.encode(passages)
+            prompts = builder.build(encoded, builder.headers(titles), query)
+            tokenized = time.perf_counter()
+            token_scores = self._read_prompts(prompts, encoded)
+            drafted = time.perf_counter()
+            ranking = rank_units(passages, encoded, token_scores, self.config, protect)
+            packed = self._pack(passages, before, ranking, budget, best_of_each=on_empty == "keep_best")
+            scores = ranking.passage_scores
+            heat = [_heat(tokens, found) for tokens, found in zip(encoded, token_scores, strict=True)]
+        done = time.perf_counter()
+        return CompressionResult(
+            passages=[
+                CompressedPassage(*fields)
+                for fields in zip(
+                    passages, packed.texts, packed.spans, scores, before, packed.tokens, heat, strict=True
+                )
+            ],
+            query=query,
+            tokens_before=sum(before),
+            tokens_after=packed.total,
+            budget=budget,
+            tokenizer=counter.name,
+            timings={
+                "tokenize": tokenized - begun,
+                "draft": drafted - tokenized,
+                "select": done - drafted,
+                "total": done - begun,
+            },
+            draft=self.draft.name,
+            draft_tokens=sum(len(prompt.ids) for prompt in prompts),
+        )
+
+    async def acompress(self, passages: Sequence[str], query: str, **options: Any) -> CompressionResult:
+        """`compress` in a worker thread, so that the event loop stays free."""
+        return await asyncio.to_thread(self.compress, passages, query, **options)
+
+    @cached_property
+    def _builder(self) -> PromptBuilder:
+        return PromptBuilder(self.draft)
+
+    @cached_property
+    def _counter(self) -> TokenCounter:
+        if self.tokenizer is None:
+            return TokenCounter(self.draft.require_tokenizer(), self.draft.name)
+        return TokenCounter(self.tokenizer)
+
+    def _read_prompts(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded]) -> list[Tensor]:
+        """Per passage float32 [tokens]: how much the draft looked at each of its tokens."""
+        scores = [torch.zeros(len(tokens.ids)) for tokens in encoded]
+        for prompt in prompts:
+            ids = torch.tensor([prompt.ids])
+            window = min(self.config.window_size or prompt.window, len(prompt.ids))
+            with self.draft.lock:
+                found = read_importance(
+                    self._view, ids, torch.ones_like(ids), window, self.config, draft_tokens=False
+                ).scores[0]
+            for segment, place in prompt.places:
+                scores[segment.passage][segment.start : segment.stop] = found[place : place + segment.tokens]
+        return scores
+
+    def _pack(
+        self, passages: Sequence[str], before: Sequence[int], ranking: Ranking, budget: int, *, best_of_each: bool
+    ) -> Packed:
+        packer = Packer(passages, before, self.config.separator, self._counter.count)
+        order = ranking.order
+        if best_of_each and ranking.best:
+            best = packer.beginnings(ranking.best, budget)
+            order = list(dict.fromkeys([*order[: ranking.protected], *best, *order]))
+        packed, fitted = packer.pack(order, budget, fill=self.config.granularity == "sentence")
+        if fitted < ranking.protected:
+            needed = packer.pack(order[: ranking.protected], sum(before))[0].total
+            raise BudgetError(
+                f"the protected text needs {needed} tokens, the budget is {budget}. "
+                f"Raise max_tokens to at least {needed} or protect less."
+            )
+        if packed.total == 0:  # not even the best unit fits, but its first words may
+            packed, _ = packer.pack(packer.beginnings(order[:1], budget), budget)
+        return packed
+
+
+def _heat(tokens: Encoded, scores: Tensor) -> list[tuple[int, int, float]]:
+    return [(start, end, score) for (start, end), score in zip(tokens.spans, scores.tolist(), strict=True)]

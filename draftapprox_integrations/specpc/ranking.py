@@ -1,0 +1,111 @@
+"""From token scores to an order of units: which sentence, word or token is wanted first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import SpecPCConfig
+from ..tokenization import Encoded
+from .budget import Unit
+from .selection import pool_scores, rank, with_neighbors
+from .spans import split_units, unit_of_tokens
+
+Pattern = str | re.Pattern[str]
+
+# A sentence counts as if it had this many more tokens of its passage's average attention. Short ones (headings,
+# fragments) then win only when much looked at, and a passage that is looked at lifts its sentences.
+PRIOR_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Units of some passages in the order in which they should be kept.
+
+    Attributes:
+        order: Every unit once: the protected ones, then by score (and, for tokens, closeness to a better one).
+        protected: How many at the beginning of `order` must be kept.
+        best: The best unit of each passage that has any, best passage first.
+        passage_scores: Per passage the score of its best unit; 0.0 if it has none.
+    """
+
+    order: list[Unit]
+    protected: int
+    best: list[Unit]
+    passage_scores: list[float]
+
+
+def rank_units(
+    passages: Sequence[str],
+    encoded: Sequence[Encoded],
+    scores: Sequence[Tensor],
+    config: SpecPCConfig,
+    protect: Sequence[Pattern],
+) -> Ranking:
+    """Order the units of `passages`.
+
+    A sentence is worth the mean of its tokens' scores, drawn towards the mean of its passage (`PRIOR_TOKENS`); a
+    word or token the maximum of its pooled scores, and tokens bring their neighbours, as in the paper.
+
+    Args:
+        passages: The texts.
+        encoded: Their tokens, as the draft read them.
+        scores: Per passage float32 [tokens].
+        config: `granularity`, `pool_type`, `kernel_size` and `neighbor_tokens` are used.
+        protect: Units with a match are kept before all others.
+    """
+    units: list[Unit] = []
+    values: list[Tensor] = []
+    for index, (text, tokens, found) in enumerate(zip(passages, encoded, scores, strict=True)):
+        spans = split_units(text, config.granularity, tokens.spans)
+        owners = torch.tensor(unit_of_tokens(spans, tokens.spans), dtype=torch.long)
+        if config.granularity == "sentence":
+            values.append(sentence_scores(found, owners, len(spans)))
+        else:
+            pooled = pool_scores(found, config.pool_type, config.kernel_size) if len(found) else found
+            values.append(highest_scores(pooled, owners, len(spans)))
+        units += [Unit(index, start, end) for start, end in spans]
+    ranked = rank(torch.cat(values)) if values else torch.empty(0, dtype=torch.long)
+    by_score = ranked.tolist()
+    if config.granularity == "token":
+        ranked = with_neighbors(ranked, config.resolved_neighbors(), len(units))
+    first = [i for i, unit in enumerate(units) if _matches(passages[unit.passage], unit, protect)] if protect else []
+    best: dict[int, Unit] = {}
+    for i in by_score:
+        best.setdefault(units[i].passage, units[i])
+    return Ranking(
+        order=[units[i] for i in dict.fromkeys([*first, *ranked.tolist()])],
+        protected=len(first),
+        best=list(best.values()),
+        passage_scores=[float(value.max()) if len(value) else 0.0 for value in values],
+    )
+
+
+def sentence_scores(scores: Tensor, owners: Tensor, units: int) -> Tensor:
+    """float32 [units]: mean score of each unit's tokens and of `PRIOR_TOKENS` average tokens of the passage.
+
+    Args:
+        scores: float32 [tokens] of one passage.
+        owners: LongTensor [tokens]: the unit of each token, -1 for none.
+        units: how many units there are.
+    """
+    inside = owners >= 0
+    sums = torch.zeros(units).index_add(0, owners[inside], scores[inside])
+    counts = torch.bincount(owners[inside], minlength=units)
+    average = scores.mean() if len(scores) else torch.tensor(0.0)
+    return (sums + PRIOR_TOKENS * average) / (counts + PRIOR_TOKENS)
+
+
+def highest_scores(scores: Tensor, owners: Tensor, units: int) -> Tensor:
+    """float32 [units]: the highest score among each unit's tokens; 0 for a unit without. Args as `sentence_scores`."""
+    inside = owners >= 0
+    return torch.zeros(units).scatter_reduce(0, owners[inside], scores[inside], reduce="amax", include_self=False)
+
+
+def _matches(text: str, unit: Unit, protect: Sequence[Pattern]) -> bool:
+    piece = text[unit.start : unit.end]
+    return any(p in piece if isinstance(p, str) else p.search(piece) is not None for p in protect)

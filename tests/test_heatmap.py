@@ -1,0 +1,331 @@
+"""The heat map page and the notebook fragment."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from draftapprox_integrations.heatmap import DARK, LEVELS, LIGHT, render_fragment, render_page
+from draftapprox_integrations.results import CompressedPassage, CompressionResult
+
+VOID = {"meta", "input"}
+NOTE = "the draft did not run"
+RENDERERS = pytest.mark.parametrize("render", [render_page, render_fragment])
+
+Heat = list[tuple[int, int, float]]
+
+
+def passage(
+    text: str, kept: list[tuple[int, int]] | None = None, heat: Heat | None = None, score: float = 0.5
+) -> CompressedPassage:
+    spans = [(0, len(text))] if kept is None else kept
+    return CompressedPassage(text, " ".join(text[a:b] for a, b in spans), spans, score, 1234, 56, heat or [])
+
+
+def result(*passages: CompressedPassage, query: str = "Why?", draft_tokens: int = 99) -> CompressionResult:
+    timings = {"tokenize": 0.0042, "draft": 2.005, "select": 0.0187}
+    return CompressionResult(
+        list(passages), query, 5000, 1250, 1300, "some/tokenizer", timings, "draft-name", draft_tokens
+    )
+
+
+class Reader(HTMLParser):
+    """Reads what is shown: all text, and per passage the characters with their (kept, level)."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.shown: list[str] = []
+        self.passages: list[list[tuple[str, bool, int]]] = []
+        self.spans = 0
+        self.feed(html)
+        self.close()
+        assert not self.open, "unclosed elements"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if attributes.get("class") == "dah-text":
+            self.passages.append([])
+        if tag not in VOID:
+            self.open.append((tag, attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag, "wrongly nested"
+
+    def handle_data(self, data: str) -> None:
+        classes = [str(attributes.get("class")) for _, attributes in self.open]
+        if "dah-text" in classes:
+            level = next((int(name[1]) for name in classes if re.fullmatch(r"a\d", name)), 0)
+            assert ("k" in classes) != ("d" in classes)
+            self.passages[-1] += [(character, "k" in classes, level) for character in data]
+        elif classes and self.open[-1][0] != "style":
+            self.shown.append(data)
+
+    def text(self, index: int = 0) -> str:
+        return "".join(character for character, _, _ in self.passages[index])
+
+    def kept(self, index: int = 0) -> str:
+        return "".join(character for character, kept, _ in self.passages[index] if kept)
+
+    def levels(self, index: int = 0) -> list[int]:
+        return [level for _, _, level in self.passages[index]]
+
+
+# ---------------------------------------------------------------------- what is shown
+
+
+@RENDERERS
+def test_header_and_cards(render):
+    shown = "|".join(Reader(render(result(passage("one", score=0.0417), passage("two", score=math.nan)))).shown)
+    for expected in ("Why?", "5,000 → 1,250 (25.0%)", "1,300", "some/tokenizer", "draft-name"):
+        assert expected in shown
+    for expected in ("tokenize 4.2 ms", "draft 2.00 s", "select 19 ms", "Passage 1", "Passage 2", "1,234 → 56 tokens"):
+        assert expected in shown
+    assert "score 0.0417" in shown
+    assert shown.count("score") == 1  # not that of the second, which is NaN
+    assert "nan" not in shown
+
+
+@RENDERERS
+def test_path_of_tokenizer_is_shortened(render):
+    html = render(replace(result(passage("x")), tokenizer="/home/someone/models/tok", draft="C:\\models\\draft"))
+    assert "someone" not in html
+    assert "C:" not in html
+    assert {"tok", "draft"} <= set(Reader(html).shown)
+
+
+@RENDERERS
+def test_nothing_kept_is_collapsed(render):
+    reader = Reader(render(result(passage("gone", kept=[]), passage("here"), passage(""))))
+    details = [attributes for tag, attributes in reader.tags if tag == "details"]
+    assert ["open" in attributes for attributes in details] == [False, True, False]
+    assert reader.shown.count("dropped") == 1
+    assert reader.shown.count("empty") == 1
+    assert [reader.kept(n) for n in range(3)] == ["", "here", ""]
+
+
+@RENDERERS
+def test_draft_that_did_not_run(render):
+    quiet = render(result(passage("all of it", score=math.nan), draft_tokens=0))
+    assert NOTE in quiet
+    assert "more attention" not in quiet
+    assert Reader(quiet).kept() == "all of it"
+    assert NOTE not in render(result(passage("all of it", heat=[(0, 3, 1.0)])))
+
+
+@RENDERERS
+def test_no_passages(render):
+    Reader(render(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0)))
+
+
+@RENDERERS
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1.0, 0.0])
+def test_odd_scores(render, bad):
+    alone = Reader(render(result(passage("abc", heat=[(0, 3, bad)]))))
+    assert alone.text() == "abc"
+    assert alone.levels() == [0, 0, 0]
+    beside = Reader(render(result(passage("abc", heat=[(0, 1, bad), (1, 2, 1.0), (2, 3, 1e-320)]))))
+    assert beside.levels()[1:] == [LEVELS - 1, 0]
+
+
+# ---------------------------------------------------------------------- heat
+
+
+def test_heat_is_monotone_and_robust():
+    """One huge score must not push all others to the bottom, and the order must survive."""
+    scores = [1e6] + [0.001 * n for n in range(1, 200)]
+    text = "x" * len(scores)
+    levels = Reader(render_page(result(passage(text, heat=[(n, n + 1, s) for n, s in enumerate(scores)])))).levels()
+    assert levels[0] == LEVELS - 1
+    assert levels[1:] == sorted(levels[1:])
+    assert set(levels) == set(range(LEVELS))
+
+
+def test_heat_scale_is_shared_by_the_passages():
+    hot, cold = passage("hot", heat=[(0, 3, 1.0)]), passage("cold", heat=[(0, 4, 0.001)])
+    reader = Reader(render_page(result(hot, cold)))
+    assert set(reader.levels(0)) == {LEVELS - 1}
+    assert set(reader.levels(1)) == {0}
+
+
+def test_overlapping_tokens_show_the_hottest():
+    heat = [(0, 1, 0.3), (0, 1, 1.0), (0, 1, 0.1), (1, 2, 0.0)]
+    assert Reader(render_page(result(passage("\U0001f600b", heat=heat)))).levels() == [LEVELS - 1, 0]
+
+
+def test_neighbours_of_equal_heat_share_an_element():
+    heat = [(n, n + 1, 0.5) for n in range(300)]
+    assert render_fragment(result(passage("y" * 300, heat=heat))).count('<span class="a') == 1
+
+
+def test_space_goes_with_the_cooler_word():
+    heat = [(0, 3, 0.0001), (3, 7, 1.0), (7, 11, 1.0)]
+    assert Reader(render_page(result(passage("one two six", heat=heat)))).levels() == [0] * 4 + [LEVELS - 1] * 7
+
+
+# ---------------------------------------------------------------------- kept text, hostile text
+
+SHOWABLE = st.characters(exclude_categories=["Cs", "Cc", "Cn"], include_characters="\n\t<>&\"'")
+
+
+@st.composite
+def results(draw: st.DrawFn, alphabet: st.SearchStrategy[str]) -> CompressionResult:
+    passages = []
+    for text in draw(st.lists(st.text(alphabet, max_size=40), max_size=4)):
+        cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=8)))
+        kept = list(zip(cuts[::2], cuts[1::2], strict=False))
+        places = st.integers(-2, len(text) + 2)
+        heat = draw(st.lists(st.tuples(places, places, st.floats()), max_size=12))
+        passages.append(passage(text, kept, heat, draw(st.floats())))
+    return result(*passages, query=draw(st.text(alphabet, max_size=20)), draft_tokens=draw(st.integers(0, 1)))
+
+
+@given(results(SHOWABLE))
+def test_kept_text_is_what_is_marked(found):
+    for render in (render_page, render_fragment):
+        reader = Reader(render(found))
+        assert len(reader.passages) == len(found.passages)
+        for index, given_passage in enumerate(found.passages):
+            assert reader.text(index) == given_passage.original
+            assert reader.kept(index) == "".join(given_passage.original[a:b] for a, b in given_passage.kept)
+
+
+@given(results(st.characters()))
+def test_any_text_is_encodable(found):
+    for render in (render_page, render_fragment):
+        html = render(found)
+        html.encode("utf-8")
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", html)
+        Reader(html)
+
+
+@RENDERERS
+def test_unshowable_characters(render):
+    text = "a\x00b\ud800c\x1b[31md\x85e\ufffff\tg\nh"
+    assert Reader(render(result(passage(text), query=text))).text() == "a�b�c�[31md�e�f\tg\nh"
+
+
+@RENDERERS
+def test_line_ends(render):
+    """Windows line ends are one line end, even with a span that ends between the two characters."""
+    reader = Reader(render(result(passage("one\r\ntwo\rthree", kept=[(0, 4)], heat=[(0, 4, 1.0), (4, 5, 0.01)]))))
+    assert reader.text() == "one\ntwo\nthree"
+    assert reader.kept() == "one"
+
+
+@RENDERERS
+def test_markup_is_escaped(render):
+    bad = "</div></style></title><script>alert(1)</script><img src=x onerror='alert(1)'>\"&amp;"
+    found = replace(result(passage(bad), query=bad), draft=bad, tokenizer=bad, timings={bad: 1.0, "b": 1.0, "c": 1.0})
+    harmless = [tag for tag, _ in Reader(render(result(passage("x")))).tags]
+    reader = Reader(render(found))
+    assert [tag for tag, _ in reader.tags] == harmless
+    assert reader.text() == bad
+    assert "".join(reader.shown).count(bad) >= 4  # question, draft, tokenizer, step
+
+
+# ---------------------------------------------------------------------- the document
+
+
+def test_page_is_a_document():
+    html = render_page(result(passage("x", heat=[(0, 1, 1.0)])))
+    tags = Reader(html).tags
+    assert html.startswith("<!DOCTYPE html>")
+    assert ("html", {"lang": "en"}) in tags
+    assert ("meta", {"charset": "utf-8"}) in tags
+    assert len([tag for tag, _ in tags if tag == "title"]) == 1
+    assert [tag for tag, _ in tags if re.fullmatch(r"h\d", tag)] == ["h1", "h2"]
+
+
+def test_page_controls_are_labelled():
+    reader = Reader(render_page(result(passage("x", heat=[(0, 1, 1.0)]))))
+    inputs = [attributes["type"] for tag, attributes in reader.tags if tag == "input"]
+    assert inputs == ["radio", "radio", "checkbox"]
+    assert len([tag for tag, _ in reader.tags if tag == "label"]) == len(inputs)
+    assert {"all text", "only kept text", "attention heat"} <= set(reader.shown)
+
+
+def test_fragments_do_not_clash():
+    html = render_fragment(result(passage("x", heat=[(0, 1, 1.0)])))
+    tags = Reader(html + html).tags
+    assert not [attributes for _, attributes in tags if attributes.keys() & {"id", "name", "for"}]
+    assert not {"html", "head", "body", "input", "h1", "h2", "script"} & {tag for tag, _ in tags}
+
+
+def test_style_reaches_nothing_outside():
+    html = render_fragment(result(passage("x")))
+    css = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert css
+    selectors = [s for s in re.findall(r"([^{}]+)\{", css[1]) if not s.strip().startswith("@")]
+    assert len(selectors) > 30
+    for selector in selectors:
+        for part in re.sub(r"\([^()]*\)", "", selector).split(","):
+            assert re.search(r"\.dah\b", part), part
+
+
+@RENDERERS
+def test_nothing_from_outside(render):
+    html = render(result(passage("x", heat=[(0, 1, 1.0)])))
+    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in Reader(html).tags}
+    assert not re.search(r"https?:|//|url\(|@import|\ssrc=|\shref=|\son\w+=", html, re.IGNORECASE)
+
+
+@RENDERERS
+def test_passages_of_any_language(render):
+    tags = Reader(render(result(passage("שלום")))).tags
+    assert ("div", {"class": "dah-text", "dir": "auto", "lang": ""}) in tags
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_contrast(theme):
+    grounds = ["page", "card"]
+    pairs = [("text", name) for name in [*grounds, *(f"k{n}" for n in range(LEVELS))]]
+    pairs += [("muted", name) for name in [*grounds, *(f"d{n}" for n in range(2, LEVELS))]]
+    pairs += [("accent", "page")]
+    for ink, ground in pairs:
+        assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+    # Hotter is always further from the card.
+    steps = [contrast(theme["card"], theme[f"k{n}"]) for n in range(LEVELS)]
+    assert steps == sorted(steps)
+
+
+def test_contrast_colours_are_those_of_the_page():
+    html = render_page(result(passage("x")))
+    for theme in (LIGHT, DARK):
+        for name, colour in theme.items():
+            assert f"--{name}:{colour};" in html
+            assert f"var(--{name})" in html
+
+
+def test_size_of_a_long_text():
+    """100,000 tokens whose heat changes with nearly every token, as far from mergeable as it gets."""
+    tokens = 100_000
+    text = "word " * tokens
+    heat = [(5 * n, 5 * n + 5, ((n * 7919) % 101 / 101) ** 4) for n in range(tokens)]
+    kept = [(n, n + 100) for n in range(0, len(text), 400)]
+    found = result(passage(text, kept, heat))
+    begun = time.perf_counter()
+    html = render_page(found)
+    assert time.perf_counter() - begun < 10  # about 0.4 s; the bound is for a busy machine
+    assert len(html) < 10 * len(text)
+    assert Reader(html).text() == text
