@@ -11,20 +11,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import SpecPCConfig
+    from .config import SpecKVConfig, SpecPCConfig
     from .models import LoadedModel, load_model
     from .results import CompressionResult
+    from .speckv.generator import SpecKV
+    from .speckv.patch import patch_model
     from .specpc.compressor import SpecPC
 
 _HOME = {
+    "SpecKV": ".speckv.generator",
+    "SpecKVConfig": ".config",
     "SpecPC": ".specpc.compressor",
     "SpecPCConfig": ".config",
     "CompressionResult": ".results",
     "LoadedModel": ".models",
     "load_model": ".models",
+    "patch_model": ".speckv.patch",
 }
 
-__all__ = ["CompressionResult", "LoadedModel", "SpecPC", "SpecPCConfig", "__version__", "load_model"]
+__all__ = [
+    "CompressionResult",
+    "LoadedModel",
+    "SpecKV",
+    "SpecKVConfig",
+    "SpecPC",
+    "SpecPCConfig",
+    "__version__",
+    "load_model",
+    "patch_model",
+]
 
 
 def __getattr__(name: str) -> Any:

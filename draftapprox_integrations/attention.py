@@ -127,12 +127,17 @@ def _make_view(model: PreTrainedModel) -> PreTrainedModel:
             f"{type(model).__name__} does not compute attention through transformers' attention interface with SDPA, "
             "so what it attends to cannot be observed. Choose another draft model, for example Qwen2.5-0.5B-Instruct."
         )
-    # deepcopy with every tensor already "copied" to itself: new modules and a new config around the same weights.
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    view = copy.deepcopy(model, memo)
+    view = share_weights(model)
     view.config._attn_implementation = IMPLEMENTATION
     view.eval()
     return view
+
+
+def share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """New modules and a new config around the very same tensors: what is changed on it does not touch `model`."""
+    # deepcopy with every tensor already "copied" to itself
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo)
 
 
 def tail_attention(

@@ -143,3 +143,50 @@ class SpecPCConfig:
                 f"got {self.starting_layer_index}"
             )
         return self.starting_layer_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecKVConfig:
+    """Which KV pairs of the target SpecKV keeps (paper section 4.1; names as in its repository).
+
+    Args:
+        max_capacity_prompt: KV pairs kept per layer and KV head, the window included. At least `window_size`.
+        window_size: Number of last prompt tokens whose queries look beside the lookahead's, and whose pairs stay.
+        pool_type: Smoothing of scores along the prompt: "max" or "mean".
+        kernel_size: Width of the smoothing window in tokens, odd.
+        reduction_type: How the queries and the heads of a KV group become one number: "max" or "mean".
+        lookahead_tokens: Tokens the draft writes to guess the answer. None: as many as are to be generated.
+            0: no draft, which is SnapKV.
+        prefill_window_size, prefill_vertical_size: The paper's sparse prefill; accepted so that published
+            settings can be copied, not used yet: the prefill is dense.
+
+    Raises:
+        ValueError: names the field, the value and the limit.
+    """
+
+    max_capacity_prompt: int = 256
+    window_size: int = 32
+    pool_type: Reduction = "max"
+    kernel_size: int = 7
+    reduction_type: Reduction = "max"
+    lookahead_tokens: int | None = None
+    prefill_window_size: int = 2048
+    prefill_vertical_size: int = 2048
+
+    def __post_init__(self) -> None:
+        _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
+        _check_int("window_size", self.window_size, 1)
+        _check_int("kernel_size", self.kernel_size, 1)
+        _check_int("prefill_window_size", self.prefill_window_size, 1)
+        _check_int("prefill_vertical_size", self.prefill_vertical_size, 1)
+        if self.lookahead_tokens is not None:
+            _check_int("lookahead_tokens", self.lookahead_tokens, 0)
+        if self.window_size > self.max_capacity_prompt:
+            raise ValueError(
+                f"window_size must be <= max_capacity_prompt ({self.max_capacity_prompt}), "
+                f"because the window is always kept; got {self.window_size}"
+            )
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, so that pooling is centred; got {self.kernel_size}")
+        _check_choice("pool_type", self.pool_type, get_args(Reduction))
+        _check_choice("reduction_type", self.reduction_type, get_args(Reduction))

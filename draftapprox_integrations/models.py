@@ -74,6 +74,11 @@ class LoadedModel:
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return int(window) if window else 1 << 30
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows."""
+        return input_embeddings(self.model).num_embeddings
+
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer.
 
@@ -93,6 +98,20 @@ def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding:
     layer = model.get_input_embeddings()
     assert isinstance(layer, torch.nn.Embedding)
     return layer
+
+
+def end_ids(model: PreTrainedModel) -> list[int]:
+    """The token ids that end a sequence, from the generation config."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if ends is None:
+        return []
+    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+
+
+def cut_after_end(row: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """`row` up to and including its first end-of-sequence token."""
+    found = torch.isin(row, torch.tensor(ends)).nonzero() if ends else row.new_empty(0)
+    return row[: int(found[0]) + 1] if len(found) else row
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

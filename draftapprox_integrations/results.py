@@ -146,3 +146,39 @@ class Selection:
 
     def __repr__(self) -> str:
         return f"Selection(kept={[len(row) for row in self.indices]}, of={self._tokens})"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one generation.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens written, the final end-of-sequence token included.
+        kept_kv: KV pairs of the prompt per layer and KV head when decoding starts.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    kept_kv: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote after one prompt.
+
+    Attributes:
+        text: The new text, without special tokens, cut before a stop string; "" for a model without a tokenizer.
+        token_ids: The new token ids.
+        usage: Token counts.
+        timings: Seconds of the whole batch by step: "lookahead", "prefill", "decode", "total".
+        finish_reason: "stop" (end of sequence or a stop string) or "length".
+        lookahead_ids: What the draft guessed, in the target's vocabulary; empty if nothing had to be dropped.
+    """
+
+    text: str
+    token_ids: list[int]
+    usage: Usage
+    timings: dict[str, float]
+    finish_reason: str
+    lookahead_ids: list[int] = field(default_factory=list, repr=False)

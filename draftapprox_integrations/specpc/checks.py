@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
-from ..models import LoadedModel, input_embeddings
+from ..models import LoadedModel
 
 
 def check_passages(passages: Any) -> list[str]:
@@ -98,7 +98,7 @@ def check_batch(
             f"a prompt has {int(lengths.max())} tokens, {draft.name} reads at most {draft.context_window}. "
             "Use compress(passages, query), which reads in groups, or a draft with a longer window."
         )
-    real, vocabulary = ids[mask], input_embeddings(draft.model).num_embeddings
+    real, vocabulary = ids[mask], draft.vocabulary
     if int(real.min()) < 0 or int(real.max()) >= vocabulary:
         raise InvalidInputError(
             f"input_ids must be in [0, {vocabulary}) for {draft.name}; got {int(real.min())} to {int(real.max())}. "

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..attention import StopForward, observing, tail_attention
 from ..config import SpecPCConfig
 from ..errors import ScoringError, UnsupportedModelError
-from ..models import input_device
+from ..models import cut_after_end, end_ids, input_device
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _draft(
     steps: int,
 ) -> list[Tensor]:
     """Greedy decoding; each step's query looks at the prompt too. The last drafted token is never fed."""
-    ends = _end_ids(view)
+    ends = end_ids(view)
     drafted = [logits.argmax(-1)]
     for _ in range(steps - 1):
         if ends:
@@ -175,20 +175,8 @@ def _draft(
                 logits_to_keep=1,
             )
         drafted.append(out.logits[:, -1].argmax(-1))
-    rows = torch.stack(drafted, dim=1).cpu()
-    result = []
-    for row in rows:
-        end = torch.isin(row, torch.tensor(ends)).nonzero() if ends else row.new_empty(0)
-        result.append(row[: int(end[0]) + 1] if len(end) else row)
-    return result
+    return [cut_after_end(row, ends) for row in torch.stack(drafted, dim=1).cpu()]
 
 
 def _padded(mask: Tensor) -> bool:
     return not bool(mask.all())
-
-
-def _end_ids(view: PreTrainedModel) -> list[int]:
-    ends = view.generation_config.eos_token_id if view.generation_config is not None else None
-    if ends is None:
-        return []
-    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]

@@ -1,0 +1,1 @@
+"""SpecKV: KV cache dropping guided by a draft model's lookahead."""

@@ -1,0 +1,104 @@
+"""Check what users hand to SpecKV, and bring prompts into one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..models import LoadedModel
+
+# Either silently wrong with a cache that is already filled, or ours to set.
+_REFUSED = (
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "num_beams",
+    "num_return_sequences",
+    "past_key_values",
+    "inputs_embeds",
+    "input_ids",
+    "attention_mask",
+    "generation_config",
+    "return_dict_in_generate",
+    "use_cache",
+    "stop_strings",
+    "do_sample",
+)
+
+
+def check_options(
+    target: LoadedModel,
+    max_new_tokens: Any,
+    temperature: Any,
+    top_p: Any,
+    top_k: Any,
+    stop: Any,
+    options: dict[str, Any],
+) -> tuple[str, ...]:
+    """The stop strings as a tuple.
+
+    Raises:
+        InvalidInputError: names the argument, the value and the limit.
+    """
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise InvalidInputError(f"max_new_tokens must be an integer >= 0; got {max_new_tokens!r}")
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise InvalidInputError(f"temperature must be >= 0; got {temperature!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InvalidInputError(f"top_p must be in (0, 1]; got {top_p!r}")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise InvalidInputError(f"top_k must be an integer >= 1; got {top_k!r}")
+    refused = sorted(set(options) & set(_REFUSED))
+    if refused:
+        raise InvalidInputError(f"{', '.join(refused)} cannot be used with SpecKV; it sets or replaces them itself")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not isinstance(text, str) or not text for text in stops):
+        raise InvalidInputError(f"stop must be non-empty strings; got {stop!r}")
+    if stops:
+        target.require_tokenizer()
+    return stops
+
+
+def check_prompt_length(target: LoadedModel, tokens: int, max_new_tokens: int) -> None:
+    """Raises:
+    InvalidInputError: prompt and answer do not fit the target's window.
+    """
+    if tokens + max_new_tokens > target.context_window:
+        raise InvalidInputError(
+            f"the prompt has {tokens} tokens, {target.name} reads at most {target.context_window} with "
+            f"{max_new_tokens} to write. Shorten it (SpecPC.compress does), or write less."
+        )
+
+
+def as_list(prompts: Any) -> list[Any]:
+    """Prompts as a list of texts or of lists of token ids.
+
+    Raises:
+        InvalidInputError: neither texts nor ids.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Tensor):
+        prompts = prompts.tolist()
+    if isinstance(prompts, Sequence) and len(prompts) > 0:
+        if all(isinstance(item, int) for item in prompts):
+            return [list(prompts)]
+        if all(isinstance(item, str) for item in prompts):
+            return list(prompts)
+        if all(isinstance(item, Sequence | Tensor) and not isinstance(item, str) for item in prompts):
+            return [item.tolist() if isinstance(item, Tensor) else list(item) for item in prompts]
+    raise InvalidInputError("prompts must be a text, a list of texts, token ids, or a list of token ids; none is empty")
+
+
+def pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, LongTensor [batch, longest]; padding is id 0 on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row)
+        mask[index, longest - len(row) :] = 1
+    return ids, mask

@@ -1,0 +1,75 @@
+"""The draft's guess of the answer, in the target's vocabulary (paper section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..errors import InvalidInputError
+from ..models import LoadedModel, cut_after_end, end_ids
+
+
+class Lookahead:
+    """Lets `draft` guess what `target` will write.
+
+    Where both share a vocabulary ids pass unchanged; else the prompt goes over as text and so does the guess.
+
+    Raises:
+        InvalidInputError: the vocabularies differ and one of the two has no tokenizer.
+    """
+
+    def __init__(self, target: LoadedModel, draft: LoadedModel):
+        self._target, self._draft = target, draft
+        self.same_vocabulary = draft is target or _same_vocabulary(target, draft)
+        if not self.same_vocabulary:
+            target.require_tokenizer()
+            draft.require_tokenizer()
+
+    def guess(self, input_ids: Tensor, attention_mask: Tensor, tokens: int) -> list[Tensor]:
+        """Per row a LongTensor [at most `tokens` of the draft] in the target's vocabulary, end-of-sequence included.
+
+        Args:
+            input_ids, attention_mask: LongTensor [batch, tokens], padded on the left, in the target's vocabulary.
+            tokens: how many the draft writes, greedily, whatever the target's sampling.
+
+        Raises:
+            InvalidInputError: the prompt and the guess exceed the draft's window.
+        """
+        if self.same_vocabulary:
+            return self._generate(input_ids, attention_mask, tokens)
+        target, draft = self._target.require_tokenizer(), self._draft.require_tokenizer()
+        texts = [target.decode(row[keep.bool()]) for row, keep in zip(input_ids, attention_mask, strict=True)]
+        rows = [torch.tensor(draft(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        longest = max(len(row) for row in rows)
+        ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, longest - len(row) :], mask[index, longest - len(row) :] = row, 1
+        guesses = [draft.decode(row, skip_special_tokens=True) for row in self._generate(ids, mask, tokens)]
+        return [torch.tensor(target(text, add_special_tokens=False)["input_ids"], dtype=torch.long) for text in guesses]
+
+    def _generate(self, ids: Tensor, mask: Tensor, tokens: int) -> list[Tensor]:
+        draft = self._draft
+        if ids.shape[1] + tokens > draft.context_window:
+            raise InvalidInputError(
+                f"the prompt has {ids.shape[1]} tokens for the draft {draft.name}, which reads at most "
+                f"{draft.context_window} with {tokens} to write. Use a draft with a longer window, or lower "
+                "lookahead_tokens (0 needs no draft)."
+            )
+        ends = end_ids(draft.model)
+        # A config of its own: sampling settings and penalties of the draft's card are not part of the method.
+        config = GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0
+        )
+        config.repetition_penalty = 1.0
+        with draft.lock, torch.inference_mode():
+            out = draft.model.generate(  # type: ignore[operator]
+                input_ids=ids.to(draft.device), attention_mask=mask.to(draft.device), generation_config=config
+            )
+        return [cut_after_end(row, ends) for row in out[:, ids.shape[1] :].cpu()]
+
+
+def _same_vocabulary(target: LoadedModel, draft: LoadedModel) -> bool:
+    if target.tokenizer is None or draft.tokenizer is None:
+        return target.vocabulary == draft.vocabulary
+    return target.tokenizer is draft.tokenizer or target.tokenizer.get_vocab() == draft.tokenizer.get_vocab()
