@@ -1,0 +1,144 @@
+"""What is lost when most KV pairs are dropped: answers, and the distance to the full cache's distribution.
+
+    python -m benchmarks.speckv_accuracy --data squad-like.json --out rows.jsonl
+
+The embedded model is target and its own draft: its greedy answer is the lookahead, so this shows what the method can
+do, not what a smaller draft reaches. SnapKV is the same engine without lookahead. KL is the mean over the tokens of the
+full cache's answer of KL(full cache || kept cache), in nats. Rows are kept in --out; a second run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
+from draftapprox_integrations.attention import attention_view
+from draftapprox_integrations.speckv.eviction import prefill
+
+from .common import Question, machine, squad_questions, table, wilson
+
+METHODS = {"SnapKV": 0, "SpecKV": 1}
+INSTRUCTION = "Use the context to answer the question in one sentence."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a JSON file in SQuAD's layout")
+    parser.add_argument("--out", type=Path, required=True, help="one JSON row per question; a run goes on from it")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--passages", type=int, default=4)
+    parser.add_argument("--capacities", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=3)
+    args = parser.parse_args()
+
+    model = load_model(args.model)
+    questions = squad_questions(args.data, args.n, args.passages, args.seed)
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    begun = time.perf_counter()
+    with args.out.open("a") as out:
+        for question in questions[len(rows) :]:
+            rows.append(measure(model, question, args.capacities, args.max_new_tokens))
+            out.write(json.dumps(rows[-1]) + "\n")
+            out.flush()
+    rows = rows[: args.n]
+    tokens = statistics.mean(row["prompt"] for row in rows)
+    print(machine())
+    print(
+        f"{model.name} ({model.dtype}) as target and draft; {len(rows)} questions of {args.data.name}, seed {args.seed}"
+    )
+    print(
+        f"{args.passages} passages, {tokens:.0f} prompt tokens on average; this run {time.perf_counter() - begun:.0f} s\n"
+    )
+    report(rows, args.capacities)
+
+
+def measure(model: LoadedModel, question: Question, capacities: Sequence[int], new: int) -> dict[str, object]:
+    """Answers and KL of one question."""
+    tokenizer = model.require_tokenizer()
+    context = "\n\n".join(question.passages)
+    messages = [{"role": "user", "content": f"{INSTRUCTION}\n\nContext:\n{context}\n\nQuestion: {question.text}"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    mask = torch.ones_like(ids)
+
+    def right(tokens: Tensor) -> bool:
+        written = str(tokenizer.decode(tokens, skip_special_tokens=True)).lower()
+        return any(answer.lower() in written for answer in question.answers)
+
+    with torch.inference_mode():
+        full = model.model.generate(  # type: ignore[operator]
+            ids, attention_mask=mask, max_new_tokens=new, do_sample=False
+        )[0, ids.shape[1] :]
+        whole = torch.cat([ids, full[None]], dim=1)
+        reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
+    row: dict[str, object] = {"prompt": ids.shape[1], "full": right(full)}
+    for name, lookahead in METHODS.items():
+        guess = full if lookahead else full[:0]
+        for capacity in capacities:
+            config = SpecKVConfig(max_capacity_prompt=capacity)
+            cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
+            with torch.inference_mode():
+                feed = whole[:, ids.shape[1] - 1 : -1]
+                logits = model.model(
+                    feed,
+                    attention_mask=torch.ones_like(whole[:, :-1]),
+                    position_ids=torch.arange(ids.shape[1] - 1, whole.shape[1] - 1)[None],
+                    past_key_values=cache,
+                ).logits[0]
+            row[f"{name} {capacity} KL"] = kl(reference, logits)
+            if capacity == min(capacities):
+                cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
+                with torch.inference_mode():
+                    out = model.model.generate(  # type: ignore[operator]
+                        ids, attention_mask=mask, past_key_values=cache, max_new_tokens=new, do_sample=False
+                    )
+                row[f"{name} {capacity}"] = right(out[0, ids.shape[1] :])
+    return row
+
+
+def kl(reference: Tensor, other: Tensor) -> float:
+    """Mean over positions of KL(reference || other), in nats, from logits [positions, vocabulary]."""
+    p, q = reference.float().log_softmax(-1), other.float().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def report(rows: list[dict[str, object]], capacities: Sequence[int]) -> None:
+    """Print both tables and the paired differences."""
+    n, least = len(rows), min(capacities)
+    names = ["full", *(f"{name} {least}" for name in METHODS)]
+    lines = []
+    for name in names:
+        hits = sum(bool(row[name]) for row in rows)
+        low, high = wilson(hits, n)
+        lines.append([name, f"{100 * hits / n:.1f}", f"{100 * low:.1f} - {100 * high:.1f}"])
+    print(table(["cache (KV pairs per head)", "answers right, %", "95% interval"], lines))
+    pairs = [float(bool(r[f"SpecKV {least}"])) - float(bool(r[f"SnapKV {least}"])) for r in rows]
+    print(f"\nSpecKV - SnapKV at {least}, paired: {interval(pairs, 100)} points\n")
+    lines = []
+    for capacity in capacities:
+        columns = [[float(str(row[f"{name} {capacity} KL"])) for row in rows] for name in METHODS]
+        difference = [b - a for a, b in zip(*columns, strict=True)]
+        lines.append([str(capacity), *(f"{statistics.mean(c):.3f}" for c in columns), interval(difference)])
+    print(table(["KV pairs per head", *(f"KL of {name}" for name in METHODS), "difference, paired"], lines))
+
+
+def interval(values: list[float], scale: float = 1.0) -> str:
+    """Mean and 95% bootstrap interval."""
+    rng = random.Random(0)
+    means = sorted(statistics.mean(rng.choices(values, k=len(values))) for _ in range(2000))
+    return f"{scale * statistics.mean(values):+.3f} ({scale * means[50]:+.3f} to {scale * means[1949]:+.3f})"
+
+
+if __name__ == "__main__":
+    main()
