@@ -57,9 +57,8 @@ def main() -> None:
     print(
         f"{model.name} ({model.dtype}) as target and draft; {len(rows)} questions of {args.data.name}, seed {args.seed}"
     )
-    print(
-        f"{args.passages} passages, {tokens:.0f} prompt tokens on average; this run {time.perf_counter() - begun:.0f} s\n"
-    )
+    seconds = time.perf_counter() - begun
+    print(f"{args.passages} passages, {tokens:.0f} prompt tokens on average; this run {seconds:.0f} s\n")
     report(rows, args.capacities)
 
 
