@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
+from draftapprox_integrations.config import Granularity
 from draftapprox_integrations.specpc.budget import Packer, Unit
 from draftapprox_integrations.specpc.ranking import rank_units
 from draftapprox_integrations.specpc.spans import sentences
@@ -46,9 +47,10 @@ def main() -> None:
         before = engine._counter.count(question.passages)
         tokens += sum(before)
         for name, order in rankings(engine, question, random.Random(args.seed)).items():
-            packer = Packer(question.passages, before, engine.config.separator, engine._counter.count)
+            separator = SpecPCConfig(granularity=_unit(name)).separator or ""
+            packer = Packer(question.passages, before, separator, engine._counter.count)
             for ratio in args.ratios:
-                kept, _ = packer.pack(order, int(ratio * sum(before)), fill="tokens" not in name)
+                kept, _ = packer.pack(order, int(ratio * sum(before)))
                 survived = any(answer in kept.texts[question.gold] for answer in question.answers)
                 hits.setdefault(name, {}).setdefault(ratio, 0)
                 hits[name][ratio] += survived
@@ -124,6 +126,10 @@ class MiniLM:
             mask = batch["attention_mask"][..., None]
             parts.append((hidden * mask).sum(1) / mask.sum(1))
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def _unit(name: str) -> Granularity:
+    return next((unit for unit in ("word", "token") if name.endswith(f"{unit}s")), "sentence")
 
 
 def _share(hits: int, n: int) -> str:

@@ -52,10 +52,22 @@ UnitOption = Annotated[Unit, typer.Option(help="What is kept or dropped as a who
 HtmlOption = Annotated[Path | None, typer.Option(help="Also write a heat map of what was kept to this file.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        screen.print(f"draftapprox {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
     """Draft-based Approximate Inference for RAG: keep what a small draft model looks at."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger(__package__).addHandler(logging.StreamHandler())
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
@@ -81,6 +93,7 @@ def ask(
         from .specpc.checks import check_budget, check_query
 
         check_budget(max_tokens, ratio)
+        _check_page(html)
         for question in questions:
             check_query(question)
         if max_tokens is None and ratio is None:
@@ -95,7 +108,8 @@ def ask(
 @app.command()
 def compress(
     files: Annotated[list[Path] | None, typer.Argument(help="Text, Markdown or PDF files; without, stdin.")] = None,
-    query: Annotated[str, typer.Option("--query", "-q", help="The question that tells what matters.")] = "",
+    *,
+    query: Annotated[str, typer.Option("--query", "-q", help="The question that tells what matters.")],
     draft: DraftOption = "default",
     max_tokens: TokensOption = None,
     ratio: RatioOption = None,
@@ -110,16 +124,17 @@ def compress(
 
         check_budget(max_tokens, ratio)
         check_query(query)
+        _check_page(html)
         parts = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
         engine, _ = _load(draft, None, granularity.value)
         titles, texts = [title for title, _ in parts], [text for _, text in parts]
         result = engine.compress(texts, query, max_tokens=max_tokens, ratio=ratio, titles=titles)
-        if html is not None:
-            html.write_text(result.to_html(), encoding="utf-8")
         if as_json:
             sys.stdout.write(json.dumps(result.to_dict() | {"titles": titles}, ensure_ascii=False, indent=2) + "\n")
         else:
             sys.stdout.write("\n\n".join(passage.text for passage in result.passages if passage.text) + "\n")
+        if html is not None:
+            html.write_text(result.to_html(), encoding="utf-8")
         notes.print(
             f"{result.tokens_before:,} -> {result.tokens_after:,} tokens ({result.ratio:.0%}) "
             f"in {result.timings['total']:.2f} s, counted by {result.tokenizer}",
@@ -180,6 +195,11 @@ def _load(draft: str, model: str | None, granularity: Granularity) -> tuple[Spec
         return engine, engine.draft if model in (None, draft) else load_model(model or draft)
 
 
+def _check_page(html: Path | None) -> None:
+    if html is not None and (html.is_dir() or not html.resolve().parent.is_dir()):
+        raise InvalidInputError(f"cannot write {html}: give the name of a file in a folder that exists")
+
+
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         notes.print("Reading from the keyboard; end with Ctrl-D.", style="dim")
@@ -193,11 +213,11 @@ def _read_stdin() -> str:
 def _plain_errors() -> Iterator[None]:
     try:
         yield
-    except (DraftApproxError, ValueError) as error:
-        notes.print(f"[bold red]Error:[/] {_escape(str(error))}")
-        raise typer.Exit(1) from error
     except BrokenPipeError:
         raise typer.Exit(1) from None
+    except (DraftApproxError, ValueError, OSError) as error:
+        notes.print(f"[bold red]Error:[/] {_escape(str(error))}")
+        raise typer.Exit(1) from error
 
 
 def _escape(text: str) -> str:

@@ -54,7 +54,8 @@ class SpecPCConfig:
             the layers for a model with fewer than 16.
         weighted_query: Weigh the window's queries linearly from 0 (oldest) to 1 (newest).
         granularity: The unit that `compress` keeps or drops.
-        separator: Put between pieces of one passage where something was dropped.
+        separator: Put between pieces of one passage where something was dropped. None becomes a line break between
+            sentences, which keeps headings, lists and tables apart, and a space between words or tokens.
         prefill_chunk_size: Read the prompt in chunks of this many tokens to bound memory; None reads it at once.
 
     Raises:
@@ -71,7 +72,7 @@ class SpecPCConfig:
     starting_layer_index: int | None = None
     weighted_query: bool = True
     granularity: Granularity = "sentence"
-    separator: str = " "
+    separator: str | None = None
     prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +97,8 @@ class SpecPCConfig:
         _check_choice("granularity", self.granularity, get_args(Granularity))
         if not isinstance(self.weighted_query, bool):
             raise ValueError(f"weighted_query must be True or False; got {self.weighted_query!r}")
+        if self.separator is None:
+            object.__setattr__(self, "separator", "\n" if self.granularity == "sentence" else " ")
         if not isinstance(self.separator, str):
             raise ValueError(f"separator must be a string; got {self.separator!r}")
 

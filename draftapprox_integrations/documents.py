@@ -118,14 +118,13 @@ def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]
 def _read_pdf(path: Path) -> list[tuple[str, str]]:
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
     except ImportError as error:
         raise MissingDependencyError('pypdf is needed: pip install "draftapprox-integrations[cli]"') from error
     try:
         reader = PdfReader(path)
         title = (reader.metadata.title if reader.metadata else None) or path.stem
         pages = [(f"{title}, page {number}", page.extract_text()) for number, page in enumerate(reader.pages, 1)]
-    except PyPdfError as error:
+    except Exception as error:  # pypdf raises what it meets: broken, encrypted, or another package missing
         raise InvalidInputError(f"cannot read {path}: {error}") from error
     return [(name, text) for name, text in pages if text.strip()]
 

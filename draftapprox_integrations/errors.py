@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DraftApproxError(Exception):
-    """Base class: `except DraftApproxError` catches everything this package raises on purpose."""
+    """Base class of everything raised on purpose, but for a bad setting of a config or a loader: a `ValueError`."""
 
 
 class ModelLoadError(DraftApproxError, OSError):

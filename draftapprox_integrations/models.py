@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
@@ -167,6 +168,10 @@ def load_model(
             f"LoadedModel; got {type(spec).__name__}"
         )
     name = os.fspath(spec)
+    if not name.strip():
+        raise ModelLoadError("a model's name is empty; give a hub id, a folder, a .gguf file or 'default'")
+    if name != "default" and get_close_matches(name, ["default"], cutoff=0.8):
+        raise ModelLoadError(f"there is no model {name!r}; did you mean 'default'?")
     place = _resolve_device(device)
     wanted = _resolve_dtype(dtype)
     source, local = _locate(name)
@@ -213,11 +218,16 @@ def _resolve_device(device: str | torch.device) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        return torch.device(device)
+        place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
             f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0'; got {device!r}"
         ) from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} needs a GPU and a PyTorch build with CUDA; neither 'auto' nor torch finds one"
+        )
+    return place
 
 
 def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,8 +64,8 @@ class TokenCounter:
     """Counts tokens the way the reader of the text will.
 
     Args:
-        spec: A fast transformers tokenizer, a folder or hub id of one, or a callable from text to tokens or to
-            their number.
+        spec: A transformers tokenizer, a folder or hub id of one, a tiktoken encoding, or a callable from text to
+            tokens or to their number.
         name: What to call it; None takes the tokenizer's own name.
 
     Attributes:
@@ -83,9 +84,13 @@ class TokenCounter:
             else:
                 slow = spec
                 self._callable = lambda text: slow.encode(text, add_special_tokens=False)
-        elif callable(spec):
-            self.name = name or getattr(spec, "__qualname__", None) or type(spec).__name__
-            self._callable = spec
+        elif hasattr(spec, "encode_ordinary") or callable(spec):
+            own_name = getattr(spec, "name", None) or getattr(spec, "__qualname__", None)
+            self.name = str(name or own_name or type(spec).__name__)
+            # tiktoken's `encode` refuses text that spells a special token; `encode_ordinary` reads it as text.
+            ordinary = getattr(getattr(spec, "__self__", spec), "encode_ordinary", None)
+            self._callable = spec if ordinary is None else ordinary
+            self.count(["a"])  # what is wrong with it is said now
         else:
             raise InvalidInputError(
                 "tokenizer must be a transformers tokenizer, a folder or hub id of one, or a function from text to "
@@ -93,20 +98,33 @@ class TokenCounter:
             )
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text, special tokens that a model would add not included."""
+        """Number of tokens of each text, special tokens that a model would add not included.
+
+        Raises:
+            InvalidInputError: the user's function failed or returned neither tokens nor a number.
+        """
         if self._reader is not None:
             return self._reader.count(texts)
         assert self._callable is not None
-        counts = []
-        for text in texts:
-            found = self._callable(_speakable(text)) if text else 0
-            counts.append(found if isinstance(found, int) else len(found))
-        return counts
+        return [_number(self._callable, _speakable(text), self.name) if text else 0 for text in texts]
+
+
+def _number(function: Callable[[str], Any], text: str, name: str) -> int:
+    try:
+        found = function(text)
+        return int(found) if isinstance(found, Integral) else len(found)
+    except Exception as error:  # somebody else's code
+        raise InvalidInputError(
+            f"the tokenizer {name} must return the tokens of a text or their number; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     path = Path(name).expanduser()
     local = path.exists()
+    if not local and name.startswith((".", "/", "~")):
+        raise ModelLoadError(f"there is no folder {name!r} to load a tokenizer from")
     try:
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path) if local else name, local_files_only=local

@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import TypedDict
 
 from ..config import SpecPCConfig
+from ..errors import InvalidInputError
 from ..models import ModelSpec
-from ..specpc.checks import check_budget
+from ..specpc.checks import as_config, check_budget
 from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved
 from ..tokenization import TokenizerSpec
@@ -47,7 +48,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         config: Settings of SpecPC.
         tokenizer: Counts the budget: usually the target's. None: the draft's.
         on_empty: "drop" leaves out documents of which nothing is kept; "keep_best" keeps them all, each
-            with its best sentence or the beginning of it that the budget allows.
+            with its best sentence, or as much of it as the budget allows (none, if that is very small).
         on_error: "raise", or "passthrough" to return the documents as they are and log a warning.
         protect: Sentences that contain one of these strings are always kept.
         title_keys: Metadata keys that may hold a title, which the draft reads with the document's text.
@@ -57,13 +58,13 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         InvalidInputError: a budget out of range; at use: no query, text that cannot be read.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    draft: str = Field(description="What the draft model is loaded from.")
+    draft: str = Field(frozen=True, description="What the draft model is loaded from.")
     max_tokens: int | None = None
     ratio: float | None = None
-    config: SpecPCConfig = Field(description="Settings of SpecPC.")
-    tokenizer: str | None = Field(default=None, description="What counts the tokens; None: the draft's tokenizer.")
+    config: SpecPCConfig = Field(frozen=True, description="Settings of SpecPC.")
+    tokenizer: str | None = Field(default=None, frozen=True, description="What counts the tokens; None: the draft's.")
     on_empty: OnEmpty = "drop"
     on_error: OnError = "raise"
     protect: list[str] = Field(default_factory=list)
@@ -83,7 +84,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         **fields: Any,
     ):
         check_budget(max_tokens, ratio)
-        slot = EngineSlot(draft, SpecPCConfig(**config) if isinstance(config, dict) else config, tokenizer)
+        slot = EngineSlot(draft, as_config(config), tokenizer)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,
@@ -107,11 +108,24 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         return await self.ainvoke({"documents": documents, "query": query}, {"callbacks": callbacks})
 
     def invoke(self, input: CompressorInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """Compress `input["documents"]` for `input["query"]`."""
+        """Compress `input["documents"]` for `input["query"]`.
+
+        Raises:
+            InvalidInputError: the input has not these two keys, or call arguments are given: settings belong in the
+                constructor.
+        """
+        if kwargs:
+            raise InvalidInputError(f"{', '.join(kwargs)}: give settings to SpecPCCompressor(...), not to the call")
         return self._call_with_config(self._compress, input, config, run_type="retriever")
 
     def _compress(self, input: CompressorInput) -> list[Document]:
+        if not isinstance(input, dict) or not {"documents", "query"} <= input.keys():
+            given = list(input) if isinstance(input, dict) else type(input).__name__
+            raise InvalidInputError(f'the input must be {{"documents": [...], "query": "..."}}; got {given}')
         documents = list(input["documents"])
+        for index, document in enumerate(documents):
+            if not isinstance(document, Document):
+                raise InvalidInputError(f"documents[{index}] must be a Document; got {type(document).__name__}")
         kept, _ = compress_retrieved(
             self._slot,
             [document.page_content for document in documents],
@@ -123,6 +137,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             on_error=self.on_error,
             protect=self.protect,
             title_keys=self.title_keys,
+            metadata_key=self.metadata_key,
         )
         return [self._copy(documents[item.index], item) for item in kept]
 

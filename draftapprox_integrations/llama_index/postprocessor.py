@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -14,7 +14,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from ..config import SpecPCConfig
 from ..models import ModelSpec
 from ..results import CompressionResult
-from ..specpc.checks import check_budget
+from ..specpc.checks import as_config, check_budget
 from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved
 from ..tokenization import TokenizerSpec
@@ -40,7 +40,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         config: Settings of SpecPC.
         tokenizer: Counts the budget: usually the target's (`Settings.tokenizer` works). None: the draft's.
         on_empty: "drop" leaves out nodes of which nothing is kept; "keep_best" keeps them all, each
-            with its best sentence or the beginning of it that the budget allows.
+            with its best sentence, or as much of it as the budget allows (none, if that is very small).
         on_error: "raise", or "passthrough" to return the nodes as they are and log a warning.
         protect: Sentences that contain one of these strings are always kept.
         title_keys: Metadata keys that may hold a title, which the draft reads with the node's text.
@@ -50,11 +50,11 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         InvalidInputError: a budget out of range; at use: no query, text that cannot be read.
     """
 
-    draft: str = Field(description="What the draft model is loaded from.")
+    draft: str = Field(frozen=True, description="What the draft model is loaded from.")
     max_tokens: int | None = Field(default=None, description="Most tokens to keep, all nodes together.")
     ratio: float | None = Field(default=None, description="Share of the tokens to keep, instead of max_tokens.")
-    config: SpecPCConfig = Field(description="Settings of SpecPC.")
-    tokenizer: str | None = Field(default=None, description="What counts the tokens; None: the draft's tokenizer.")
+    config: SpecPCConfig = Field(frozen=True, description="Settings of SpecPC.")
+    tokenizer: str | None = Field(default=None, frozen=True, description="What counts the tokens; None: the draft's.")
     on_empty: OnEmpty = Field(default="drop", description="What becomes of nodes of which nothing is kept.")
     on_error: OnError = Field(default="raise", description="Raise, or pass the nodes on as they are.")
     protect: list[str] = Field(default_factory=list, description="Sentences that contain one of these are kept.")
@@ -76,10 +76,10 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         protect: list[str] | None = None,
         title_keys: list[str] | None = None,
         metadata_key: str = "specpc",
-        **kwargs: Any,
+        callback_manager: CallbackManager | None = None,
     ):
         check_budget(max_tokens, ratio)
-        slot = EngineSlot(draft, SpecPCConfig(**config) if isinstance(config, dict) else config, tokenizer)
+        slot = EngineSlot(draft, as_config(config), tokenizer)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,
@@ -91,7 +91,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
             protect=protect or [],
             title_keys=["title", "file_name"] if title_keys is None else title_keys,
             metadata_key=metadata_key,
-            **kwargs,
+            callback_manager=callback_manager or CallbackManager(),
         )
         self._slot = slot
 
@@ -131,6 +131,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
                 on_error=self.on_error,
                 protect=self.protect,
                 title_keys=self.title_keys,
+                metadata_key=self.metadata_key,
             )
             compressed = [self._copy(nodes[item.index], item) for item in kept]
             event.on_end(payload={EventPayload.NODES: compressed})

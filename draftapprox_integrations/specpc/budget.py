@@ -51,8 +51,8 @@ class Packer:
         self._passages, self._tokens = passages, tokens
         self._separator, self._count = separator, count
 
-    def pack(self, order: Sequence[Unit], budget: int, *, fill: bool = True) -> tuple[Packed, int]:
-        """Keep the longest run of `order` that fits, then (with `fill`) later units that still fit.
+    def pack(self, order: Sequence[Unit], budget: int) -> tuple[Packed, int]:
+        """Keep the longest run of `order` that fits, then later units that still fit.
 
         Returns:
             What is kept, never more than `budget` tokens, and how long that run was.
@@ -66,12 +66,10 @@ class Packer:
                 low, best = middle, tried
             else:
                 high = middle - 1
-        if fill:
-            best = self._fill(best, list(order[:low]), order[low + 1 : low + 1 + _FILL_ATTEMPTS], budget)
-        return best, low
+        return self._fill(best, list(order[:low]), order[low + 1 : low + 1 + _FILL_ATTEMPTS], budget), low
 
     def beginnings(self, units: Sequence[Unit], budget: int) -> list[Unit]:
-        """Something of each unit, as much of the first ones as can be: whole, or its first words.
+        """Something of each unit, as much of the first ones as can be: whole, or its first words that fit.
 
         Args:
             units: at most one per passage, the most wanted first.
@@ -83,9 +81,8 @@ class Packer:
             reserve = waiting * min(_LEAST_TOKENS, budget // (waiting + 1))
             text = self._passages[unit.passage][unit.start : unit.end]
             words = [Unit(unit.passage, unit.start + a, unit.start + b) for a, b in split_units(text, "word", ())]
-            packed, fitting = self.pack(words, budget - reserve, fill=False)
-            if fitting:
-                kept.append(Unit(unit.passage, unit.start, words[fitting - 1].end))
+            packed, _ = self.pack(words, budget - reserve)
+            kept += [Unit(unit.passage, start, end) for start, end in packed.spans[unit.passage]]
             budget -= packed.total
         return kept
 

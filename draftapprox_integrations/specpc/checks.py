@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import LoadedModel
 
@@ -17,14 +21,15 @@ def check_passages(passages: Any) -> list[str]:
     """The passages as a list.
 
     Raises:
-        InvalidInputError: not a sequence of strings.
+        InvalidInputError: not strings.
     """
-    if isinstance(passages, str) or not isinstance(passages, Sequence):
+    if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
         raise InvalidInputError("passages must be a list of strings; wrap a single text as [text]")
+    passages = list(passages)
     for index, passage in enumerate(passages):
         if not isinstance(passage, str):
             raise InvalidInputError(f"passages[{index}] must be a string; got {type(passage).__name__}")
-    return list(passages)
+    return [str(passage) for passage in passages]  # a plain str, also for numpy's
 
 
 def check_query(query: Any) -> str:
@@ -48,7 +53,39 @@ def check_titles(titles: Any, passages: int) -> list[str | None]:
         return [None] * passages
     if isinstance(titles, str) or len(titles) != passages:
         raise InvalidInputError(f"titles must be None or a list of {passages} titles, one per passage")
+    for index, title in enumerate(titles):
+        if title is not None and not isinstance(title, str):
+            raise InvalidInputError(f"titles[{index}] must be a string or None; got {type(title).__name__}")
     return list(titles)
+
+
+def check_protect(protect: Any) -> list[str | re.Pattern[str]]:
+    """The patterns as a list; a single one is wrapped.
+
+    Raises:
+        InvalidInputError: neither strings nor compiled patterns.
+    """
+    patterns = [protect] if isinstance(protect, str | re.Pattern) else list(protect)
+    for pattern in patterns:
+        if not isinstance(pattern, str | re.Pattern) or pattern == "":
+            raise InvalidInputError(f"protect must be non-empty strings or compiled patterns; got {pattern!r}")
+    return patterns
+
+
+def as_config(config: Any) -> SpecPCConfig | None:
+    """A `SpecPCConfig`, also from a dict of its fields.
+
+    Raises:
+        InvalidInputError: something else, or a field that does not exist.
+    """
+    if config is None or isinstance(config, SpecPCConfig):
+        return config
+    if not isinstance(config, Mapping):
+        raise InvalidInputError(f"config must be a SpecPCConfig or a dict of its fields; got {type(config).__name__}")
+    known = [field.name for field in fields(SpecPCConfig)]
+    if unknown := [name for name in config if name not in known]:
+        raise InvalidInputError(f"SpecPCConfig has no {', '.join(unknown)}; its fields are {', '.join(known)}")
+    return SpecPCConfig(**config)
 
 
 def check_budget(max_tokens: Any, ratio: Any) -> None:
@@ -59,17 +96,19 @@ def check_budget(max_tokens: Any, ratio: Any) -> None:
     """
     if max_tokens is not None and ratio is not None:
         raise InvalidInputError(f"give max_tokens or ratio, not both; got {max_tokens!r} and {ratio!r}")
-    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+    if max_tokens is not None and (
+        isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 1
+    ):
         raise InvalidInputError(f"max_tokens must be an integer >= 1; got {max_tokens!r}")
-    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1):
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < float(ratio) <= 1):
         raise InvalidInputError(f"ratio must be in (0, 1]; got {ratio!r}")
 
 
 def budget_in_tokens(max_tokens: int | None, ratio: float | None, default: int, total: int) -> int:
     """The budget: `max_tokens`, or `ratio` of `total` (rounded down, at least 1), or `default`."""
     if ratio is not None:
-        return max(1, math.floor(ratio * total + 1e-9))
-    return default if max_tokens is None else max_tokens
+        return max(1, math.floor(float(ratio) * total + 1e-9))
+    return default if max_tokens is None else int(max_tokens)
 
 
 def check_batch(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,7 +22,16 @@ from ..models import LoadedModel, ModelSpec, load_model
 from ..results import CompressedPassage, CompressionResult, Selection
 from ..tokenization import Encoded, TokenCounter, TokenizerSpec
 from .budget import Packed, Packer
-from .checks import budget_in_tokens, check_batch, check_budget, check_passages, check_query, check_titles
+from .checks import (
+    as_config,
+    budget_in_tokens,
+    check_batch,
+    check_budget,
+    check_passages,
+    check_protect,
+    check_query,
+    check_titles,
+)
 from .importance import read_importance
 from .prompt import Prompt, PromptBuilder
 from .ranking import Pattern, Ranking, rank_units
@@ -42,9 +51,9 @@ class SpecPC:
 
     Args:
         draft: What `load_model` takes, or a `LoadedModel`.
-        config: Settings; the defaults suit text.
+        config: Settings (or a dict of them); the defaults suit text.
         tokenizer: Counts the tokens of `compress` budgets: usually the target model's. A transformers tokenizer,
-            a folder or hub id of one, or a function from text to tokens (tiktoken's `encode`) or their number.
+            a folder or hub id of one, a tiktoken encoding, or a function from text to tokens or to their number.
             None counts with the draft's.
 
     Raises:
@@ -61,7 +70,7 @@ class SpecPC:
         tokenizer: TokenizerSpec | None = None,
     ):
         self.draft: LoadedModel = load_model(draft)
-        self.config = config or SpecPCConfig()
+        self.config = as_config(config) or SpecPCConfig()
         self._view = attention_view(self.draft.model)
         self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
@@ -146,7 +155,7 @@ class SpecPC:
 
     def compress(
         self,
-        passages: Sequence[str],
+        passages: Iterable[str],
         query: str,
         *,
         max_tokens: int | None = None,
@@ -181,6 +190,7 @@ class SpecPC:
         passages, query = check_passages(passages), check_query(query)
         titles = check_titles(titles, len(passages))
         check_budget(max_tokens, ratio)
+        protect = check_protect(protect)
         if on_empty not in ("drop", "keep_best"):
             raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
         builder, counter = self._builder, self._counter
@@ -225,7 +235,16 @@ class SpecPC:
             draft_tokens=sum(len(prompt.ids) for prompt in prompts),
         )
 
-    async def acompress(self, passages: Sequence[str], query: str, **options: Any) -> CompressionResult:
+    def __deepcopy__(self, memo: object) -> SpecPC:
+        return self  # it holds no state of a request; a copy would double the weights
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"SpecPC holds the weights of {self.draft.name} and is not pickled; save its name and config")
+
+    def __repr__(self) -> str:
+        return f"SpecPC({self.draft.name!r}, {self.config})"
+
+    async def acompress(self, passages: Iterable[str], query: str, **options: Any) -> CompressionResult:
         """`compress` in a worker thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.compress, passages, query, **options)
 
@@ -256,20 +275,20 @@ class SpecPC:
     def _pack(
         self, passages: Sequence[str], before: Sequence[int], ranking: Ranking, budget: int, *, best_of_each: bool
     ) -> Packed:
-        packer = Packer(passages, before, self.config.separator, self._counter.count)
+        packer = Packer(passages, before, self.config.separator or "", self._counter.count)
         order = ranking.order
         if best_of_each and ranking.best:
             best = packer.beginnings(ranking.best, budget)
             order = list(dict.fromkeys([*order[: ranking.protected], *best, *order]))
-        packed, fitted = packer.pack(order, budget, fill=self.config.granularity == "sentence")
+        packed, fitted = packer.pack(order, budget)
         if fitted < ranking.protected:
             needed = packer.pack(order[: ranking.protected], sum(before))[0].total
             raise BudgetError(
                 f"the protected text needs {needed} tokens, the budget is {budget}. "
                 f"Raise max_tokens to at least {needed} or protect less."
             )
-        if packed.total == 0:  # not even the best unit fits, but its first words may
-            packed, _ = packer.pack(packer.beginnings(order[:1], budget), budget)
+        if fitted == 0 and order:  # not even the best unit fits, but some of its words may
+            packed, _ = packer.pack([*packer.beginnings(order[:1], budget), *order[1:]], budget)
         return packed
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import SpecPCConfig
-from ..errors import DraftApproxError, InvalidInputError
+from ..errors import InvalidInputError
 from ..models import LoadedModel, ModelSpec
-from ..results import CompressionResult
+from ..results import CompressedPassage, CompressionResult, Span
 from ..tokenization import TokenizerSpec
 from .compressor import OnEmpty, SpecPC
 from .ranking import Pattern
@@ -90,7 +90,7 @@ class EngineSlot:
                 for field, given in (("draft", self._draft), ("tokenizer", self._tokenizer)):
                     if isinstance(given, str) and given.startswith(_OBJECT):
                         raise InvalidInputError(
-                            f"this part was saved without its {field}, which was an object "
+                            f"this part was saved or rebuilt without its {field}, which was an object "
                             f"({given.removeprefix(_OBJECT)}). Make it again with {field}=..., or name it by a hub id "
                             "or folder from the start."
                         )
@@ -102,6 +102,9 @@ class EngineSlot:
         return isinstance(other, EngineSlot) and self.__reduce__() == other.__reduce__()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: object) -> EngineSlot:
+        return self  # a copy of a part shares its models, it does not double them
 
     def __reduce__(self) -> tuple[type[EngineSlot], tuple[str, SpecPCConfig, str | None]]:
         return EngineSlot, (self.draft_name, self.config, self.tokenizer_name)
@@ -119,6 +122,7 @@ def compress_retrieved(
     on_error: OnError,
     protect: Sequence[Pattern],
     title_keys: Sequence[str],
+    metadata_key: str,
 ) -> tuple[list[Kept], CompressionResult | None]:
     """Compress the texts among some retrieved items.
 
@@ -130,6 +134,7 @@ def compress_retrieved(
         max_tokens, ratio, on_empty, protect: as `SpecPC.compress`.
         on_error: "raise", or "passthrough": log the error and pass every item on as it is.
         title_keys: The first of these that an item's metadata has is its title.
+        metadata_key: Where an item compressed before has its note; the new note then speaks of the original too.
 
     Returns:
         The items that stay, in order, and the engine's result (None after an error or without any text).
@@ -150,7 +155,7 @@ def compress_retrieved(
             on_empty=on_empty,
             protect=protect,
         )
-    except (DraftApproxError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if on_error == "raise":
             raise
         logger.warning("SpecPC passed %d items on uncompressed: %s", len(texts), error)
@@ -162,14 +167,45 @@ def compress_retrieved(
         if passage is None:
             kept.append(Kept(index, None, None))
         elif passage.text or on_empty == "keep_best":
-            note = {
-                "kept": [list(span) for span in passage.kept],
-                "score": None if math.isnan(passage.score) else passage.score,
-                "tokens_before": passage.tokens_before,
-                "tokens_after": passage.tokens_after,
-            }
-            kept.append(Kept(index, passage.text, note))
+            kept.append(Kept(index, passage.text, _note(passage, metadata[index].get(metadata_key))))
+    if not result.tokens_after and result.tokens_before:
+        logger.warning("SpecPC kept nothing: no word of the best sentence fits %d tokens", result.budget)
     return kept, result
+
+
+def _note(passage: CompressedPassage, before: Any) -> dict[str, Any]:
+    """What to put under the metadata key; `before` is what an earlier compression left there, if any."""
+    score = None if math.isnan(passage.score) else passage.score
+    kept, tokens_before = passage.kept, passage.tokens_before
+    if isinstance(before, dict) and {"kept", "score", "tokens_before"} <= before.keys():
+        kept = compose_spans([(a, b) for a, b in before["kept"]], len(passage.original), kept)
+        score, tokens_before = before["score"] if score is None else score, before["tokens_before"]
+    return {
+        "kept": [list(span) for span in kept],
+        "score": score,
+        "tokens_before": tokens_before,
+        "tokens_after": passage.tokens_after,
+    }
+
+
+def compose_spans(first: Sequence[Span], length: int, second: Sequence[Span]) -> list[Span]:
+    """Spans in an original, from spans in a text that was made of `first`'s pieces of that original.
+
+    Args:
+        first: spans whose pieces, joined by a separator, made the text.
+        length: characters of that text; tells the separator's length.
+        second: spans in the text.
+    """
+    gaps = max(len(first) - 1, 1)
+    separator = (length - sum(b - a for a, b in first)) // gaps
+    found, position = [], 0
+    for a, b in first:
+        for start, end in second:
+            low, high = max(start, position), min(end, position + b - a)
+            if low < high:
+                found.append((a + low - position, a + high - position))
+        position += b - a + separator
+    return found
 
 
 def _title(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:

@@ -60,7 +60,7 @@ def test_one_output_per_input_with_everything_but_the_text_unchanged(smol):
     assert [d.id for d in out] == ["doc-0", "doc-1", "doc-2"]
     for new, old in zip(out, inputs, strict=True):
         note = new.metadata.pop("specpc")
-        assert new.page_content == " ".join(old.page_content[a:b] for a, b in note["kept"])
+        assert new.page_content == "\n".join(old.page_content[a:b] for a, b in note["kept"])
         assert new.metadata == old.metadata
         assert new.metadata["nested"] is not old.metadata["nested"]
     assert "2 February 1938" in out[0].page_content
@@ -115,7 +115,7 @@ async def test_contextual_compression_retriever(smol, retriever, mode):
     for document in found:
         original = plain[document.id]
         kept = document.metadata["specpc"]["kept"]
-        assert document.page_content == " ".join(original.page_content[a:b] for a, b in kept)
+        assert document.page_content == "\n".join(original.page_content[a:b] for a, b in kept)
         assert {k: v for k, v in document.metadata.items() if k != "specpc"} == original.metadata
     assert any("2 February 1938" in d.page_content for d in found)
     assert sum(smol._counter.count([d.page_content for d in found])) <= 150
@@ -124,8 +124,11 @@ async def test_contextual_compression_retriever(smol, retriever, mode):
     assert spans.outputs[run] == found
 
 
-def test_a_chain_answers_from_the_compressed_context(smol, embedded_model, retriever):
+def test_a_chain_reads_the_compressed_context(smol, embedded_model, retriever):
+    prompts = []
+
     def generate(value):
+        prompts.append(value.to_messages()[0].content)
         messages = [{"role": "user", "content": value.to_messages()[0].content}]
         text = embedded_model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = embedded_model.tokenizer(text, return_tensors="pt", add_special_tokens=False)
@@ -140,11 +143,16 @@ def test_a_chain_answers_from_the_compressed_context(smol, embedded_model, retri
             "context": compressed | (lambda docs: "\n\n".join(d.page_content for d in docs)),
             "question": RunnablePassthrough(),
         }
-        | ChatPromptTemplate.from_template("{context}\n\nQuestion: {question}")
+        | ChatPromptTemplate.from_template(
+            "Use the context to answer the question in one sentence.\n\nContext:\n{context}\n\nQuestion: {question}"
+        )
         | RunnableLambda(generate)
         | StrOutputParser()
     )
-    assert "1938" in chain.invoke(QUESTION)
+    assert chain.invoke(QUESTION)
+    (prompt,) = prompts
+    assert "The Candlemas Storm came on 2 February 1938." in " ".join(prompt.split())
+    assert smol._counter.count([prompt])[0] < 200
 
 
 def test_in_a_pipeline_of_compressors(smol):
@@ -161,6 +169,17 @@ def test_errors_are_raised_or_passed_through(smol):
     assert lenient.compress_documents(documents(), "") == documents()
     with pytest.raises(InvalidInputError, match="ratio must be in"):
         SpecPCCompressor(smol, ratio=7)
+
+
+def test_misspelt_settings_and_wrong_input_are_refused(smol):
+    with pytest.raises(ValueError, match="max_token"):
+        SpecPCCompressor(smol, max_token=5)
+    part = SpecPCCompressor(smol, max_tokens=5)
+    for wrong in ({"documents": [], "question": "?"}, "text", {"documents": ["text"], "query": "?"}):
+        with pytest.raises(InvalidInputError, match="must be"):
+            part.invoke(wrong)
+    with pytest.raises(InvalidInputError, match="not to the call"):
+        part.bind(max_tokens=40).invoke({"documents": documents(), "query": QUESTION})
 
 
 def test_pickles_without_weights(smol):

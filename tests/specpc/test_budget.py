@@ -22,16 +22,16 @@ def best_prefix(order, texts, budget):
     return best
 
 
-@given(passages, st.integers(1, 30), st.randoms(use_true_random=False), st.booleans())
-def test_packing_equals_trying_every_length(texts, budget, random, fill):
+@given(passages, st.integers(1, 30), st.randoms(use_true_random=False))
+def test_packing_equals_trying_every_length(texts, budget, random):
     order = [Unit(i, a, b) for i, text in enumerate(texts) for a, b in sentences(text)]
     random.shuffle(order)
-    packed, fitted = Packer(texts, by_words(texts), " ", by_words).pack(order, budget, fill=fill)
+    packed, fitted = Packer(texts, by_words(texts), " ", by_words).pack(order, budget)
     assert fitted == best_prefix(order, texts, budget)
     assert packed.total == sum(by_words(packed.texts)) <= budget
     kept = {(u.passage, c) for u in order[:fitted] for c in range(u.start, u.end)}
     assert kept <= {(i, c) for i, spans in enumerate(packed.spans) for a, b in spans for c in range(a, b)}
-    if fill and fitted < len(order):
+    if fitted < len(order):
         room = budget - packed.total
         left = [u for u in order[fitted:] if not any(a <= u.start < b for a, b in packed.spans[u.passage])]
         assert all(len(texts[u.passage][u.start : u.end].split()) > room for u in left)

@@ -24,7 +24,7 @@ FACTS = [
 QUESTION = "In which year was the bridge opened?"
 
 
-def check_promises(result, passages, separator=" "):
+def check_promises(result, passages, separator="\n"):
     assert result.tokens_after <= max(0, min(result.budget, result.tokens_before))
     assert result.tokens_after == sum(p.tokens_after for p in result.passages)
     assert len(result.passages) == len(passages)
@@ -152,7 +152,7 @@ def test_hostile_text(embedded_model, granularity):
     engine = SpecPC(embedded_model, SpecPCConfig(granularity=granularity))
     for max_tokens in (7, 60, 300):
         result = engine.compress(HOSTILE, QUESTION, max_tokens=max_tokens)
-        check_promises(result, HOSTILE)
+        check_promises(result, HOSTILE, engine.config.separator)
         assert result.passages[0].text == ""
         assert result.passages[0].kept == []
 
@@ -192,8 +192,84 @@ def test_the_draft_reads_its_own_template_with_the_question_last(embedded_model)
 def test_promises_hold_for_any_text(tiny, passages, max_tokens, granularity, on_empty):
     engine = SpecPC(tiny, SpecPCConfig(granularity=granularity, kernel_size=3))
     result = engine.compress(passages, "why?", max_tokens=max_tokens, on_empty=on_empty)
-    check_promises(result, passages)
+    check_promises(result, passages, engine.config.separator)
     result.to_html().encode()
+
+
+@pytest.mark.parametrize("granularity", ["sentence", "word", "token"])
+def test_one_unit_too_long_for_the_budget_does_not_empty_the_rest(embedded_model, granularity):
+    link = "https://example.org/" + "bridgeopened1932" * 15
+    text = f"The bridge link {link} says more about the bridge, which was opened in 1932 by the mayor."
+    engine = SpecPC(embedded_model, SpecPCConfig(granularity=granularity))
+    result = engine.compress([text], QUESTION, max_tokens=40)
+    check_promises(result, [text], engine.config.separator)
+    assert result.tokens_after > 15
+    if granularity != "token":
+        assert "opened in 1932" in result.passages[0].text
+
+
+def test_markdown_lines_stay_lines(smol):
+    text = (
+        "# Annual report\n\nNothing happened here. The bridge was opened in 1932.\n\n| x | y |\n|---|---|\n| a | b |\n"
+    )
+    result = smol.compress([text], QUESTION, max_tokens=25, protect=["# Annual", "| x"])
+    lines = result.passages[0].text.splitlines()
+    assert "# Annual report" in lines
+    assert any(line.startswith("| x | y |") for line in lines)
+
+
+def test_passages_may_come_from_anywhere(smol):
+    expected = smol.compress(FACTS, QUESTION, max_tokens=20)
+    for passages in (tuple(FACTS), (text for text in FACTS), dict.fromkeys(FACTS).keys()):
+        assert [p.text for p in smol.compress(passages, QUESTION, max_tokens=20).passages] == [
+            p.text for p in expected.passages
+        ]
+
+
+class Encoding:
+    """Like tiktoken's: `encode` refuses what spells a special token."""
+
+    name = "test-encoding"
+
+    def encode(self, text):
+        if "<|endoftext|>" in text:
+            raise ValueError("disallowed special token")
+        return text.split()
+
+    def encode_ordinary(self, text):
+        return text.split()
+
+
+@pytest.mark.parametrize("tokenizer", [Encoding(), Encoding().encode], ids=["encoding", "its encode"])
+def test_a_tiktoken_encoding_reads_special_tokens_as_text(embedded_model, tokenizer):
+    result = SpecPC(embedded_model, tokenizer=tokenizer).compress(
+        [*FACTS, "Say <|endoftext|> now."], QUESTION, ratio=0.3
+    )
+    assert result.tokens_before == sum(len(text.split()) for text in FACTS) + 3
+
+
+def test_a_tokenizer_that_cannot_count_is_refused_at_once(embedded_model):
+    def fails(text):
+        raise KeyError(text)
+
+    for broken in (fails, lambda text: None):
+        with pytest.raises(InvalidInputError, match="must return the tokens of a text or their number"):
+            SpecPC(embedded_model, tokenizer=broken)
+
+
+def test_copies_share_the_weights(smol):
+    import copy
+    import pickle
+
+    assert copy.deepcopy(smol) is smol
+    with pytest.raises(TypeError, match="save its name and config"):
+        pickle.dumps(smol)
+
+
+def test_settings_may_be_a_dict(tiny):
+    assert SpecPC(tiny, {"granularity": "word"}).config == SpecPCConfig(granularity="word")
+    with pytest.raises(InvalidInputError, match="has no granularty; its fields are"):
+        SpecPC(tiny, {"granularty": "word"})
 
 
 def test_an_empty_list_gives_an_empty_result(tiny):
@@ -218,6 +294,8 @@ def test_an_empty_list_gives_an_empty_result(tiny):
         (["a"], "q", {"ratio": math.nan}, r"ratio must be in \(0, 1\]"),
         (["a"], "q", {"ratio": 0.5, "max_tokens": 5}, "not both"),
         (["a"], "q", {"titles": ["x", "y"]}, "list of 1 titles"),
+        (["a"], "q", {"titles": [1]}, r"titles\[0\] must be a string or None; got int"),
+        (["a"], "q", {"protect": [3]}, "protect must be non-empty strings or compiled patterns; got 3"),
         (["a"], "q", {"on_empty": "keep"}, "'drop' or 'keep_best'; got 'keep'"),
     ],
 )
