@@ -22,7 +22,7 @@ from draftapprox_integrations import SpecPCConfig
         ("reduction_type", None, "'max', 'mean'"),
         ("granularity", "page", "'token', 'word', 'sentence'"),
         ("weighted_query", 1, "True or False"),
-        ("separator", None, "string"),
+        ("separator", 3, "string"),
     ],
 )
 def test_a_bad_value_is_refused_with_field_value_and_limit(field, value, limit):
@@ -59,3 +59,9 @@ def test_defaults_that_depend_on_the_model():
     assert [SpecPCConfig().resolved_start(layers) for layers in (1, 4, 16, 24, 30)] == [0, 2, 8, 8, 8]
     with pytest.raises(ValueError, match="starting_layer_index must be < 4.*got 8"):
         SpecPCConfig(starting_layer_index=8).resolved_start(4)
+
+
+def test_the_separator_follows_the_granularity_unless_it_is_set():
+    assert SpecPCConfig().separator == "\n"
+    assert SpecPCConfig(granularity="word").separator == SpecPCConfig(granularity="token").separator == " "
+    assert SpecPCConfig(separator="").separator == ""
