@@ -54,12 +54,17 @@ def check_options(
     refused = sorted(set(options) & set(_REFUSED))
     if refused:
         raise InvalidInputError(f"{', '.join(refused)} cannot be used with SpecKV; it sets or replaces them itself")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    stops = as_stops(stop)
     if any(not isinstance(text, str) or not text for text in stops):
         raise InvalidInputError(f"stop must be non-empty strings; got {stop!r}")
     if stops:
         target.require_tokenizer()
     return stops
+
+
+def as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple; a single one is wrapped."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def check_prompt_length(target: LoadedModel, tokens: int, max_new_tokens: int) -> None:

@@ -19,7 +19,7 @@ from ..config import SpecKVConfig
 from ..errors import InvalidInputError
 from ..models import LoadedModel, ModelSpec, cut_after_end, end_ids, load_model
 from ..results import Generation, Usage
-from .checks import as_list, check_options, check_prompt_length, pad_left
+from .checks import as_list, as_stops, check_options, check_prompt_length, pad_left
 from .eviction import prefill
 from .lookahead import Lookahead
 from .stopping import RaiseOnNan, StopOnText, cut_at_stop
@@ -131,7 +131,7 @@ class SpecKV:
         tokenizer = self.target.require_tokenizer()
         if len(self._encode(prompt, True)) != 1:
             raise InvalidInputError("stream takes one prompt; use generate for several")
-        stops = tuple(options.get("stop", ()))
+        stops = as_stops(options.get("stop"))
         return TextStream(tokenizer, stops).run(lambda **more: self.generate(prompt, **options, **more))
 
     def compress(

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from ..errors import InvalidInputError
 from ..models import LoadedModel, cut_after_end, end_ids
+from .checks import pad_left
 
 
 class Lookahead:
@@ -40,11 +41,7 @@ class Lookahead:
             return self._generate(input_ids, attention_mask, tokens)
         target, draft = self._target.require_tokenizer(), self._draft.require_tokenizer()
         texts = [target.decode(row[keep.bool()]) for row, keep in zip(input_ids, attention_mask, strict=True)]
-        rows = [torch.tensor(draft(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        longest = max(len(row) for row in rows)
-        ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, longest - len(row) :], mask[index, longest - len(row) :] = row, 1
+        ids, mask = pad_left([draft(text, add_special_tokens=False)["input_ids"] for text in texts])
         guesses = [draft.decode(row, skip_special_tokens=True) for row in self._generate(ids, mask, tokens)]
         return [torch.tensor(target(text, add_special_tokens=False)["input_ids"], dtype=torch.long) for text in guesses]
 
