@@ -2,14 +2,16 @@
 
     python -m benchmarks.speckv_accuracy --data squad-like.json --out rows.jsonl
 
-The embedded model is target and its own draft: its greedy answer is the lookahead, so this shows what the method can
-do, not what a smaller draft reaches. SnapKV is the same engine without lookahead. KL is the mean over the tokens of the
-full cache's answer of KL(full cache || kept cache), in nats. Rows are kept in --out; a second run goes on from there.
+The embedded model is target and its own draft: its greedy answer is the lookahead, so "SpecKV" shows what the method
+can do, not what a smaller draft reaches. "SpecKV self" is draft="self": the lookahead is written from a quarter of the
+prompt that SpecPC chose. SnapKV is the same engine without lookahead. KL is the mean over the tokens of the full
+cache's answer of KL(full cache || kept cache), in nats. Rows are kept in --out; a second run goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -23,10 +25,11 @@ from torch import Tensor
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.speckv.lookahead import SelfLookahead
 
 from .common import Question, machine, squad_questions, table, wilson
 
-METHODS = {"SnapKV": 0, "SpecKV": 1}
+METHODS = ("SnapKV", "SpecKV", "SpecKV self")
 INSTRUCTION = "Use the context to answer the question in one sentence."
 
 
@@ -82,11 +85,12 @@ def measure(model: LoadedModel, question: Question, capacities: Sequence[int], n
         whole = torch.cat([ids, full[None]], dim=1)
         reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
     row: dict[str, object] = {"prompt": ids.shape[1], "full": right(full)}
-    for name, lookahead in METHODS.items():
-        guess = full if lookahead else full[:0]
+    own = SelfLookahead(model).guess(ids, mask, new)[0]
+    for name, guess in zip(METHODS, (full[:0], full, own), strict=True):
         for capacity in capacities:
             config = SpecKVConfig(max_capacity_prompt=capacity)
             cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
+            again = copy.deepcopy(cache) if capacity == min(capacities) else None
             with torch.inference_mode():
                 feed = whole[:, ids.shape[1] - 1 : -1]
                 logits = model.model(
@@ -96,11 +100,10 @@ def measure(model: LoadedModel, question: Question, capacities: Sequence[int], n
                     past_key_values=cache,
                 ).logits[0]
             row[f"{name} {capacity} KL"] = kl(reference, logits)
-            if capacity == min(capacities):
-                cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
+            if again is not None:
                 with torch.inference_mode():
                     out = model.model.generate(  # type: ignore[operator]
-                        ids, attention_mask=mask, past_key_values=cache, max_new_tokens=new, do_sample=False
+                        ids, attention_mask=mask, past_key_values=again, max_new_tokens=new, do_sample=False
                     )
                 row[f"{name} {capacity}"] = right(out[0, ids.shape[1] :])
     return row
@@ -122,14 +125,19 @@ def report(rows: list[dict[str, object]], capacities: Sequence[int]) -> None:
         low, high = wilson(hits, n)
         lines.append([name, f"{100 * hits / n:.1f}", f"{100 * low:.1f} - {100 * high:.1f}"])
     print(table(["cache (KV pairs per head)", "answers right, %", "95% interval"], lines))
-    pairs = [float(bool(r[f"SpecKV {least}"])) - float(bool(r[f"SnapKV {least}"])) for r in rows]
-    print(f"\nSpecKV - SnapKV at {least}, paired: {interval(pairs, 100)} points\n")
+    print()
+    for name in METHODS[1:]:
+        pairs = [float(bool(r[f"{name} {least}"])) - float(bool(r[f"SnapKV {least}"])) for r in rows]
+        print(f"{name} - SnapKV at {least}, paired: {interval(pairs, 100)} points")
+    print()
     lines = []
     for capacity in capacities:
         columns = [[float(str(row[f"{name} {capacity} KL"])) for row in rows] for name in METHODS]
-        difference = [b - a for a, b in zip(*columns, strict=True)]
-        lines.append([str(capacity), *(f"{statistics.mean(c):.3f}" for c in columns), interval(difference)])
-    print(table(["KV pairs per head", *(f"KL of {name}" for name in METHODS), "difference, paired"], lines))
+        differences = [[b - a for a, b in zip(columns[0], column, strict=True)] for column in columns[1:]]
+        means = [f"{statistics.mean(column):.3f}" for column in columns]
+        lines.append([str(capacity), *means, *map(interval, differences)])
+    headings = [*(f"KL of {name}" for name in METHODS), *(f"{name} - SnapKV, paired" for name in METHODS[1:])]
+    print(table(["KV pairs per head", *headings], lines))
 
 
 def interval(values: list[float], scale: float = 1.0) -> str:

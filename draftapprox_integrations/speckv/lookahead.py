@@ -1,4 +1,4 @@
-"""The draft's guess of the answer, in the target's vocabulary (paper section 4.1)."""
+"""The guess of the answer, in the target's vocabulary (paper section 4.1): by a draft, or by the target itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..config import SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import LoadedModel, cut_after_end, end_ids
+from ..specpc.compressor import SpecPC
 from .checks import pad_left
+
+# What the target reads when it drafts for itself: enough to guess well, little enough to be worth it.
+SELF_SHARE, SELF_LEAST = 4, 256
 
 
 class Lookahead:
@@ -64,6 +69,26 @@ class Lookahead:
                 input_ids=ids.to(draft.device), attention_mask=mask.to(draft.device), generation_config=config
             )
         return [cut_after_end(row, ends) for row in out[:, ids.shape[1] :].cpu()]
+
+
+class SelfLookahead:
+    """Lets `target` guess what it will write, from a part of the prompt that SpecPC chose with its own attention.
+
+    There is no second model to load. The guess costs one reading of the prompt, in pieces, and a short generation.
+    """
+
+    same_vocabulary = True
+
+    def __init__(self, target: LoadedModel):
+        self._target = target
+        self._draft = Lookahead(target, target)
+
+    def guess(self, input_ids: Tensor, attention_mask: Tensor, tokens: int) -> list[Tensor]:
+        """Per row a LongTensor [at most `tokens`], from a quarter of the longest prompt, or 256 tokens."""
+        capacity = max(SELF_LEAST, input_ids.shape[1] // SELF_SHARE)
+        kept = SpecPC(self._target, SpecPCConfig(max_capacity_prompt=capacity)).select(input_ids, attention_mask)
+        rows = [input_ids[row, keep].tolist() for row, keep in enumerate(kept.indices)]
+        return self._draft.guess(*pad_left(rows), tokens)
 
 
 def _same_vocabulary(target: LoadedModel, draft: LoadedModel) -> bool:
