@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import SpecKVConfig, SpecPCConfig
+    from .config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
     from .models import LoadedModel, load_model
     from .results import CompressionResult
     from .speckv.generator import SpecKV
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "SpecKV": ".speckv.generator",
     "SpecKVConfig": ".config",
+    "SpecKVPCConfig": ".config",
     "SpecPC": ".specpc.compressor",
     "SpecPCConfig": ".config",
     "CompressionResult": ".results",
@@ -34,6 +35,7 @@ __all__ = [
     "LoadedModel",
     "SpecKV",
     "SpecKVConfig",
+    "SpecKVPCConfig",
     "SpecPC",
     "SpecPCConfig",
     "__version__",

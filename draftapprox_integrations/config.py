@@ -6,12 +6,15 @@ configuration can be copied over word for word.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Granularity = Literal["token", "word", "sentence"]
 PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
+
+# The guess that SpecKV makes when it is not told how long; docs/LOG.md has the measurement.
+LOOKAHEAD_LIMIT = 64
 
 _PAPER_SPECPC: dict[str, dict[str, int]] = {
     # cfg/paper/specpc: Llama-3.2-1B drafting for Llama-3.1-8B; Qwen2.5-0.5B drafting for Qwen2.5-14B
@@ -49,7 +52,7 @@ class SpecPCConfig:
         reduction_type: How heads, queries, layers and steps become one number: "max", or "mean"
             (kept as a sum, as in the paper's code: only the order matters).
         lookahead_tokens: Tokens drafted before choosing, >= 1; the first comes with the prefill, every further
-            one adds a decoding step whose query also looks.
+            one adds a decoding step whose query also looks. None: 1 as in the paper; in the cascade, SpecKV's.
         starting_layer_index: First layer that is listened to. None means 8 as in the paper, or half of
             the layers for a model with fewer than 16.
         weighted_query: Weigh the window's queries linearly from 0 (oldest) to 1 (newest).
@@ -68,7 +71,7 @@ class SpecPCConfig:
     kernel_size: int = 32
     neighbor_tokens: int | None = None
     reduction_type: Reduction = "max"
-    lookahead_tokens: int = 1
+    lookahead_tokens: int | None = None
     starting_layer_index: int | None = None
     weighted_query: bool = True
     granularity: Granularity = "sentence"
@@ -78,7 +81,8 @@ class SpecPCConfig:
     def __post_init__(self) -> None:
         _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
         _check_int("kernel_size", self.kernel_size, 1)
-        _check_int("lookahead_tokens", self.lookahead_tokens, 1)
+        if self.lookahead_tokens is not None:
+            _check_int("lookahead_tokens", self.lookahead_tokens, 1)
         if self.window_size is not None:
             _check_int("window_size", self.window_size, 1)
             if self.window_size > self.max_capacity_prompt:
@@ -158,8 +162,8 @@ class SpecKVConfig:
         pool_type: Smoothing of scores along the prompt: "max" or "mean".
         kernel_size: Width of the smoothing window in tokens, odd.
         reduction_type: How the queries and the heads of a KV group become one number: "max" or "mean".
-        lookahead_tokens: Tokens the draft writes to guess the answer. None: as many as are to be generated.
-            0: no draft, which is SnapKV.
+        lookahead_tokens: Tokens the draft writes to guess the answer. None: as many as are to be generated, at most
+            `LOOKAHEAD_LIMIT`. 0: no draft, which is SnapKV.
         prefill_window_size, prefill_vertical_size: The paper's sparse prefill; accepted so that published
             settings can be copied, not used yet: the prefill is dense.
 
@@ -193,3 +197,41 @@ class SpecKVConfig:
             raise ValueError(f"kernel_size must be odd, so that pooling is centred; got {self.kernel_size}")
         _check_choice("pool_type", self.pool_type, get_args(Reduction))
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
+
+    def resolved_lookahead(self, max_new_tokens: int) -> int:
+        """Tokens to guess when `max_new_tokens` are to be written."""
+        if self.lookahead_tokens is None:
+            return min(max_new_tokens, LOOKAHEAD_LIMIT)
+        return self.lookahead_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecKVPCConfig:
+    """The cascade (paper section 4.3): SpecPC shortens the prompt, SpecKV drops KV pairs of what is left.
+
+    The draft reads the prompt once: what it wrote for SpecPC is SpecKV's lookahead. Its length is
+    `specpc.lookahead_tokens`; where that is None, `speckv.lookahead_tokens`; where both are None, as many tokens as
+    are to be generated, at most `LOOKAHEAD_LIMIT`.
+
+    Args:
+        specpc: How the prompt is shortened, to `specpc.max_capacity_prompt` tokens.
+        speckv: Which KV pairs of these are kept, `speckv.max_capacity_prompt` per layer and KV head.
+
+    Raises:
+        ValueError: names the field, the value and the limit.
+    """
+
+    specpc: SpecPCConfig = field(default_factory=SpecPCConfig)
+    speckv: SpecKVConfig = field(default_factory=SpecKVConfig)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.specpc, SpecPCConfig):
+            raise ValueError(f"specpc must be a SpecPCConfig; got {type(self.specpc).__name__}")
+        if not isinstance(self.speckv, SpecKVConfig):
+            raise ValueError(f"speckv must be a SpecKVConfig; got {type(self.speckv).__name__}")
+
+    def resolved_lookahead(self, max_new_tokens: int) -> int:
+        """Tokens to guess when `max_new_tokens` are to be written."""
+        if self.specpc.lookahead_tokens is not None:
+            return self.specpc.lookahead_tokens
+        return self.speckv.resolved_lookahead(max_new_tokens)

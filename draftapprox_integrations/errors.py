@@ -28,4 +28,12 @@ class BudgetError(InvalidInputError):
 
 
 class ScoringError(DraftApproxError, ArithmeticError):
-    """The draft model produced NaN or infinite attention scores."""
+    """A model produced NaN, or infinite attention scores."""
+
+
+class GenerationTimeoutError(DraftApproxError, TimeoutError):
+    """An answer took longer than the caller wanted to wait; its generation has been cancelled."""
+
+
+class EngineClosedError(DraftApproxError, RuntimeError):
+    """The engine was closed before or while it served this request."""

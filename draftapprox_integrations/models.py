@@ -115,6 +115,17 @@ def cut_after_end(row: torch.Tensor, ends: list[int]) -> torch.Tensor:
     return row[: int(found[0]) + 1] if len(found) else row
 
 
+def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, LongTensor [batch, longest]; padding is id 0 on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row)
+        mask[index, longest - len(row) :] = 1
+    return ids, mask
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where token ids go; for weights that `accelerate` offloads, the device on which they run."""
     layer = input_embeddings(model)

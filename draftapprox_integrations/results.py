@@ -153,14 +153,16 @@ class Usage:
     """Tokens of one generation.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt.
+        prompt_tokens: Tokens of the prompt as it was given.
         completion_tokens: Tokens written, the final end-of-sequence token included.
         kept_kv: KV pairs of the prompt per layer and KV head when decoding starts.
+        kept_prompt_tokens: Tokens of the prompt that SpecPC left for the target; all of them without SpecPC.
     """
 
     prompt_tokens: int
     completion_tokens: int
     kept_kv: int
+    kept_prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ class Generation:
         text: The new text, without special tokens, cut before a stop string; "" for a model without a tokenizer.
         token_ids: The new token ids.
         usage: Token counts.
-        timings: Seconds of the whole batch by step: "lookahead", "prefill", "decode", "total".
-        finish_reason: "stop" (end of sequence or a stop string) or "length".
+        timings: Seconds of the whole batch by step: "lookahead" (the draft's part), "prefill" (0 where nothing was
+            dropped: it is then part of "decode"), "decode", "total"; and "queued", if it waited its turn.
+        finish_reason: "stop" (end of sequence or a stop string), "length", or "cancelled".
         lookahead_ids: What the draft guessed, in the target's vocabulary; empty if nothing had to be dropped.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
@@ -26,6 +25,7 @@ _REFUSED = (
     "use_cache",
     "stop_strings",
     "do_sample",
+    "streamer",
 )
 
 
@@ -36,6 +36,7 @@ def check_options(
     top_p: Any,
     top_k: Any,
     stop: Any,
+    seed: Any,
     options: dict[str, Any],
 ) -> tuple[str, ...]:
     """The stop strings as a tuple.
@@ -51,6 +52,8 @@ def check_options(
         raise InvalidInputError(f"top_p must be in (0, 1]; got {top_p!r}")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
         raise InvalidInputError(f"top_k must be an integer >= 1; got {top_k!r}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise InvalidInputError(f"seed must be an integer, or None; got {seed!r}")
     refused = sorted(set(options) & set(_REFUSED))
     if refused:
         raise InvalidInputError(f"{', '.join(refused)} cannot be used with SpecKV; it sets or replaces them itself")
@@ -67,15 +70,15 @@ def as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def check_prompt_length(target: LoadedModel, tokens: int, max_new_tokens: int) -> None:
+def check_ids(target: LoadedModel, rows: list[list[int]]) -> None:
     """Raises:
-    InvalidInputError: prompt and answer do not fit the target's window.
+    InvalidInputError: a prompt is empty, or an id is not of the target's vocabulary.
     """
-    if tokens + max_new_tokens > target.context_window:
-        raise InvalidInputError(
-            f"the prompt has {tokens} tokens, {target.name} reads at most {target.context_window} with "
-            f"{max_new_tokens} to write. Shorten it (SpecPC.compress does), or write less."
-        )
+    for row in rows:
+        if not row:
+            raise InvalidInputError("a prompt is empty; give at least one token")
+        if min(row) < 0 or max(row) >= target.vocabulary:
+            raise InvalidInputError(f"token ids of {target.name} must be in [0, {target.vocabulary})")
 
 
 def as_list(prompts: Any) -> list[Any]:
@@ -96,14 +99,3 @@ def as_list(prompts: Any) -> list[Any]:
         if all(isinstance(item, Sequence | Tensor) and not isinstance(item, str) for item in prompts):
             return [item.tolist() if isinstance(item, Tensor) else list(item) for item in prompts]
     raise InvalidInputError("prompts must be a text, a list of texts, token ids, or a list of token ids; none is empty")
-
-
-def pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, LongTensor [batch, longest]; padding is id 0 on the left."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, longest - len(row) :] = torch.tensor(row)
-        mask[index, longest - len(row) :] = 1
-    return ids, mask

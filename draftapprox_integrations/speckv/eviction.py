@@ -6,6 +6,8 @@ So the peak is one layer's full pairs beside the kept part, whatever the number 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -46,7 +48,16 @@ class EvictedLayer(DynamicLayer):
 class _Evictor:
     """Observer that scores each layer's pairs and drops the others from the cache at once."""
 
-    def __init__(self, cache: DynamicCache, mask: Tensor, prompt: int, config: SpecKVConfig, last_layer: int):
+    def __init__(
+        self,
+        cache: DynamicCache,
+        mask: Tensor,
+        prompt: int,
+        config: SpecKVConfig,
+        last_layer: int,
+        interrupted: Callable[[], bool],
+    ):
+        self.interrupted = interrupted
         self.cache, self.prompt, self.config, self.last_layer = cache, prompt, config, last_layer
         self.extra = mask.shape[1] - (prompt - 1)  # the last prompt token, which is fed again, and the lookahead
         self.padding = ~mask[:, : prompt - config.window_size - 1].bool()
@@ -56,6 +67,8 @@ class _Evictor:
         self.scores: dict[int, tuple[Tensor, Tensor]] = {}
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        if self.interrupted():
+            raise StopForward
         held = self.cache.layers[layer]
         if isinstance(held, EvictedLayer):
             raw = self._score(query, key, mask, scaling)
@@ -122,7 +135,12 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 @torch.inference_mode()
 def prefill(
-    view: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, lookahead: list[Tensor], config: SpecKVConfig
+    view: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    lookahead: list[Tensor],
+    config: SpecKVConfig,
+    interrupted: Callable[[], bool] = bool,
 ) -> tuple[DynamicCache, _Evictor]:
     """Run the target over prompt and lookahead and keep `max_capacity_prompt` KV pairs per layer and KV head.
 
@@ -131,6 +149,7 @@ def prefill(
         input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; tokens > max_capacity_prompt + 1.
         lookahead: per row a LongTensor [any], in the target's vocabulary; all empty gives SnapKV.
         config: the settings.
+        interrupted: asked at every layer; True ends the prefill there, and the cache is of no use.
 
     Returns:
         A cache that counts as holding all prompt tokens but the last, for `model.generate` to go on with; and what
@@ -150,7 +169,7 @@ def prefill(
         mask[row, prompt : prompt + len(guess)] = 1
     cache = new_cache(view)
     last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
-    evictor = _Evictor(cache, mask, prompt, config, last_layer)
+    evictor = _Evictor(cache, mask, prompt, config, last_layer, interrupted)
     device = input_device(view)
     with observing(evictor):
         view(

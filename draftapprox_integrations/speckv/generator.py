@@ -1,29 +1,33 @@
 """SpecKV: generate from a KV cache that keeps only what a draft's guess of the answer says will be needed.
 
-Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, section 4.1.
+Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, section 4.1; the cascade SpecKV-PC, section 4.3.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
-from ..attention import attention_view
-from ..config import SpecKVConfig
-from ..errors import InvalidInputError
-from ..models import LoadedModel, ModelSpec, cut_after_end, end_ids, load_model
+from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..errors import EngineClosedError, InvalidInputError
+from ..models import LoadedModel, ModelSpec, end_ids, load_model
 from ..results import Generation, Usage
-from .checks import as_list, as_stops, check_options, check_prompt_length, pad_left
-from .eviction import prefill
-from .lookahead import Lookahead
-from .stopping import RaiseOnNan, StopOnText, cut_at_stop
-from .streaming import TextStream
+from .checks import as_list, check_ids, check_options
+from .preparation import Preparation, Prepared
+from .requests import Request, Sampling
+from .stopping import CatchNan, Row, Watch, cut_at_stop
+from .tickets import AsyncTicket, Ticket
+from .worker import Worker
+
+Config = SpecKVConfig | SpecKVPCConfig | SpecPCConfig
 
 
 class SpecKV:
@@ -33,12 +37,14 @@ class SpecKV:
         print(kv.generate(prompt, max_new_tokens=128)[0].text)
 
     A prompt that fits `max_capacity_prompt` gives exactly what `model.generate` gives, and the draft does not run.
-    Neither model is changed. Safe to use from many threads: requests take turns.
+    Neither model is changed. Safe to use from many threads and tasks: batches take turns.
 
     Args:
         target: What `load_model` takes. Its full-attention layers drop pairs; sliding-window layers are left alone.
-        draft: What `load_model` takes; may have another vocabulary. None only with `lookahead_tokens=0` (SnapKV).
-        config: The settings.
+        draft: What `load_model` takes; may have another vocabulary. "self": the target drafts for itself, from a part
+            of the prompt that SpecPC chose. None only with `lookahead_tokens=0` (SnapKV).
+        config: `SpecKVConfig`; `SpecKVPCConfig` for the cascade; `SpecPCConfig` to shorten prompts only.
+        max_batch_size: Most waiting requests of `stream`, `astream` and `agenerate` that are served as one batch.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -46,14 +52,21 @@ class SpecKV:
         InvalidInputError: no draft, or the vocabularies differ and a tokenizer is missing.
     """
 
-    def __init__(self, target: ModelSpec, draft: ModelSpec | None = None, config: SpecKVConfig | None = None):
+    def __init__(
+        self,
+        target: ModelSpec,
+        draft: ModelSpec | Literal["self"] | None = None,
+        config: Config | None = None,
+        *,
+        max_batch_size: int = 8,
+    ):
         self.config = config or SpecKVConfig()
-        self.target: LoadedModel = load_model(target)
-        self.draft: LoadedModel | None = None if draft is None else load_model(draft)
-        self._view = attention_view(self.target.model)
-        if self.draft is None and self.config.lookahead_tokens != 0:
-            raise InvalidInputError("SpecKV needs a draft model; without one set lookahead_tokens=0, which is SnapKV")
-        self._lookahead = None if self.draft is None else Lookahead(self.target, self.draft)
+        served = load_model(target)
+        own = isinstance(draft, str) and draft == "self"
+        loaded = None if draft is None else served if own else load_model(draft)
+        self._preparation: Preparation | None = Preparation(served, loaded, self.config, own=own)
+        self._turn = threading.Lock()  # one batch at a time, so that only one prompt's full layer is ever alive
+        self._worker = Worker(max_batch_size)
 
     def generate(
         self,
@@ -68,7 +81,7 @@ class SpecKV:
         add_special_tokens: bool = True,
         **options: Any,
     ) -> list[Generation]:
-        """Write after each prompt; several prompts run as one left-padded batch.
+        """Write after each prompt; several prompts run as one left-padded batch, in this thread.
 
         Args:
             prompts: A text, texts, token ids of one prompt, or of several (lists, or a LongTensor [batch, tokens]).
@@ -86,108 +99,220 @@ class SpecKV:
         Raises:
             InvalidInputError: an empty prompt, one beyond the window of a model, or an option that cannot be used.
             ScoringError: a model produced NaN.
+            EngineClosedError: `close` was called.
         """
-        stops = check_options(self.target, max_new_tokens, temperature, top_p, top_k, stop, options)
-        ids, mask = pad_left(self._encode(prompts, add_special_tokens))
-        check_prompt_length(self.target, ids.shape[1], max_new_tokens)
-        if max_new_tokens == 0:
-            empty = torch.empty(ids.shape[0], 0, dtype=torch.long)
-            return self._results(empty, mask, [[] for _ in ids], {"total": 0.0}, stops)
-
-        begun = time.perf_counter()
-        cache, guesses, timings = self.compress(ids, mask, max_new_tokens)
-        begun_decode = time.perf_counter()
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p or 1.0, "top_k": top_k or 0}
-        criteria = [StopOnText(self.target.require_tokenizer(), stops, ids.shape[1])] if stops else []
-        criteria += options.pop("stopping_criteria", None) or []
-        processors = [RaiseOnNan(), *(options.pop("logits_processor", None) or [])]
-        ends = end_ids(self.target.model)
-        options.setdefault("pad_token_id", ends[0] if ends else 0)
-        device = self.target.device
-        with self.target.lock, torch.inference_mode(), _seeded(seed if temperature > 0 else None, device):
-            out = self.target.model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                past_key_values=cache,
-                max_new_tokens=max_new_tokens,
-                stopping_criteria=StoppingCriteriaList(criteria),
-                logits_processor=processors,
-                **sampling,
-                **options,
-            )
-        timings |= {"decode": time.perf_counter() - begun_decode, "total": time.perf_counter() - begun}
-        return self._results(out[:, ids.shape[1] :].cpu(), mask, guesses, timings, stops)
+        requests = self.requests(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop=stop,
+            seed=seed,
+            add_special_tokens=add_special_tokens,
+            **options,
+        )
+        results = []
+        for result in self.serve(requests):
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+        return results
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
         """The text of `generate(prompt, **options)` in pieces, as it is written.
 
-        Closing the iterator early stops the generation at its next token. Errors of the generation are raised here.
+        Waits its turn behind other streams; waiting ones of one kind run as one batch. Closing the iterator early
+        stops the generation at its next token. Errors of the generation are raised here.
+
+        Args:
+            prompt: One prompt.
+            **options: As for `generate`; and `timeout`, the most seconds to wait for the whole text.
 
         Raises:
             InvalidInputError: more than one prompt, or as `generate`.
+            GenerationTimeoutError: it took longer than `timeout`.
         """
-        tokenizer = self.target.require_tokenizer()
-        if len(self._encode(prompt, True)) != 1:
-            raise InvalidInputError("stream takes one prompt; use generate for several")
-        stops = as_stops(options.get("stop"))
-        return TextStream(tokenizer, stops).run(lambda **more: self.generate(prompt, **options, **more))
+        (ticket,) = self.submit(prompt, single=True, **options)
+        yield from ticket.pieces()
 
-    def compress(
-        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
-    ) -> tuple[DynamicCache | None, list[list[int]], dict[str, float]]:
-        """The target's cache for a left-padded batch, to be handed to `model.generate` with the same ids and mask.
+    async def agenerate(self, prompts: Any, **options: Any) -> list[Generation]:
+        """As `generate`, served by the engine's worker: the event loop stays free, waiting requests share batches.
 
         Args:
-            input_ids, attention_mask: LongTensor [batch, tokens].
-            max_new_tokens: how much is to be written: the length of the guess, unless the config names one.
-
-        Returns:
-            The cache, or None where everything fits; the guesses; and the seconds of "lookahead" and "prefill".
+            prompts: As for `generate`.
+            **options: As for `generate`; and `timeout`, the most seconds to wait.
         """
-        if input_ids.shape[1] - 1 <= self.config.max_capacity_prompt:
-            return None, [[] for _ in input_ids], {"lookahead": 0.0, "prefill": 0.0}
-        begun = time.perf_counter()
-        tokens = max_new_tokens if self.config.lookahead_tokens is None else self.config.lookahead_tokens
-        guesses = [torch.empty(0, dtype=torch.long) for _ in input_ids]
-        if tokens and self._lookahead is not None:
-            guesses = self._lookahead.guess(input_ids, attention_mask, tokens)
-        guessed = time.perf_counter()
-        with self.target.lock:
-            cache, _ = prefill(self._view, input_ids, attention_mask, guesses, self.config)
-        timings = {"lookahead": guessed - begun, "prefill": time.perf_counter() - guessed}
-        return cache, [guess.tolist() for guess in guesses], timings
+        tickets = await self.asubmit(prompts, **options)
+        try:
+            return [await ticket.result() for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
 
-    def _encode(self, prompts: Any, add_special_tokens: bool) -> list[list[int]]:
+    async def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncIterator[str]:
+        """As `stream`, for an event loop. A cancelled task stops the generation at its next token."""
+        (ticket,) = await self.asubmit(prompt, single=True, **options)
+        async for piece in ticket.pieces():
+            yield piece
+
+    # ------------------------------------------------------------------ for parts that build on the engine
+
+    def submit(
+        self, prompts: Any, *, timeout: float | None = None, single: bool = False, **options: Any
+    ) -> list[Ticket]:
+        """Put prompts into the queue; each ticket gives its text in pieces or its result. Arguments as `generate`."""
+        tickets = [Ticket(request, self.target.tokenizer, timeout) for request in self.requests(prompts, **options)]
+        _check_single(single, tickets)
+        self._worker.submit(tickets, self.serve)
+        return tickets
+
+    async def asubmit(
+        self, prompts: Any, *, timeout: float | None = None, single: bool = False, **options: Any
+    ) -> list[AsyncTicket]:
+        """As `submit`, for an event loop: texts are turned into tokens in another thread."""
+        requests = await asyncio.to_thread(self.requests, prompts, **options)
+        tickets = [AsyncTicket(request, self.target.tokenizer, timeout) for request in requests]
+        _check_single(single, tickets)
+        self._worker.submit(tickets, self.serve)
+        return tickets
+
+    def requests(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        add_special_tokens: bool = True,
+        protected: Sequence[Sequence[bool]] | None = None,
+        **options: Any,
+    ) -> list[Request]:
+        """Checked requests; arguments as `generate`.
+
+        Args:
+            protected: Per prompt and id, whether SpecPC must keep it.
+        """
+        stops = check_options(self.target, max_new_tokens, temperature, top_p, top_k, stop, seed, options)
         rows = as_list(prompts)
         if rows and isinstance(rows[0], str):
             tokenizer = self.target.require_tokenizer()
             rows = [tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in rows]
-        for row in rows:
-            if not row:
-                raise InvalidInputError("a prompt is empty; give at least one token")
-            if min(row) < 0 or max(row) >= self.target.vocabulary:
-                raise InvalidInputError(f"token ids of {self.target.name} must be in [0, {self.target.vocabulary})")
-        return rows
+        check_ids(self.target, rows)
+        sampling = Sampling(float(temperature), top_p, top_k, seed)
+        shields = [None] * len(rows) if protected is None else [list(row) for row in protected]
+        requests = []
+        for row, shield in zip(rows, shields, strict=True):
+            self._steps.check_length(len(row), max_new_tokens)
+            fits = self._steps.fits(len(row))
+            requests.append(Request(row, max_new_tokens, sampling, stops, dict(options), shield, fits))
+        return requests
 
-    def _results(
-        self, new: Tensor, mask: Tensor, guesses: list[list[int]], timings: dict[str, float], stops: Sequence[str]
-    ) -> list[Generation]:
-        ends, tokenizer = end_ids(self.target.model), self.target.tokenizer
-        results = []
-        for row, real, guess in zip(new, mask.sum(dim=1).tolist(), guesses, strict=True):
-            ids = cut_after_end(row, ends).tolist()
-            ended = bool(ids) and ids[-1] in ends
-            text, stopped = "", False
-            if tokenizer is not None:
-                text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                if stops:
-                    ids, text, stopped = cut_at_stop(tokenizer, ids, text, stops)
-            usage = Usage(real, len(ids), min(real, self.config.max_capacity_prompt))
-            reason = "stop" if ended or stopped else "length"
-            results.append(Generation(text, ids, usage, dict(timings), reason, guess))
-        return results
+    def serve(self, requests: Sequence[Request]) -> list[Generation | Exception]:
+        """Run requests of one kind as one batch, in this thread.
+
+        Returns:
+            Per request its result, or the error of this request alone.
+
+        Raises:
+            Exception: what went wrong with the whole batch.
+        """
+        if requests[0].max_new_tokens == 0:
+            return [self._nothing(request) for request in requests]
+        with self._turn:
+            begun = time.perf_counter()
+            ready = self._steps.run(requests)
+            if ready is None:
+                return [self._nothing(request, "cancelled") for request in requests]
+            begun_decode = time.perf_counter()
+            rows = self._decode(requests, ready)
+            ended = time.perf_counter()
+            timings = ready.timings | {"decode": ended - begun_decode, "total": ended - begun}
+            return [
+                row.error or self._result(row, real, guess, timings)
+                for row, real, guess in zip(rows, ready.mask.sum(dim=1).tolist(), ready.guesses, strict=True)
+            ]
+
+    @property
+    def target(self) -> LoadedModel:
+        """The model that answers."""
+        return self._steps.target
+
+    @property
+    def draft(self) -> LoadedModel | None:
+        """The model that guesses."""
+        return self._steps.draft
+
+    def close(self) -> None:
+        """Let go of both models. What waits or runs ends with `EngineClosedError`; so does every later call."""
+        self._worker.close()
+        with self._turn:
+            self._preparation = None
+
+    def __repr__(self) -> str:
+        if self._preparation is None:
+            return "SpecKV(closed)"
+        return f"SpecKV({self.target.name!r}, {self.draft.name if self.draft else None!r}, {self.config})"
+
+    def __deepcopy__(self, memo: object) -> SpecKV:
+        return self  # a copy would double the weights
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"SpecKV holds the weights of {self.target.name} and is not pickled; save names and config")
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _steps(self) -> Preparation:
+        if self._preparation is None:
+            raise EngineClosedError("the engine was closed; make a new one")
+        return self._preparation
+
+    def _decode(self, requests: Sequence[Request], ready: Prepared) -> list[Row]:
+        model, device = self.target.model, self.target.device
+        options = dict(requests[0].options)
+        ends = options.get("eos_token_id", end_ids(model))
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        watch = Watch(requests, self.target.tokenizer, ends, options.pop("stopping_criteria", None) or ())
+        processors = [CatchNan(watch.rows), *(options.pop("logits_processor", None) or [])]
+        options.setdefault("pad_token_id", ends[0] if ends else 0)
+        sampling = requests[0].sampling
+        seed = sampling.seed if sampling.temperature > 0 else None
+        with self.target.lock, torch.inference_mode(), _seeded(seed, device):
+            model.generate(  # type: ignore[operator]
+                input_ids=ready.ids.to(device),
+                attention_mask=ready.mask.to(device),
+                past_key_values=ready.cache,
+                max_new_tokens=max(request.max_new_tokens for request in requests),
+                stopping_criteria=StoppingCriteriaList([watch]),
+                logits_processor=processors,
+                **sampling.arguments(),
+                **options,
+            )
+        return watch.rows
+
+    def _result(self, row: Row, prompt_tokens: int, guess: list[int], timings: dict[str, float]) -> Generation:
+        text, tokenizer = "", self.target.tokenizer
+        if tokenizer is not None:
+            text = str(tokenizer.decode(row.token_ids, skip_special_tokens=True))
+            text = cut_at_stop(text, row.request.stops)
+        usage = self._usage(len(row.request.ids), prompt_tokens, len(row.token_ids))
+        return Generation(text, row.token_ids, usage, dict(timings), row.finish_reason or "length", guess)
+
+    def _nothing(self, request: Request, reason: str = "length") -> Generation:
+        kept = len(request.ids)
+        return Generation("", [], self._usage(kept, kept, 0), {"total": 0.0}, reason)
+
+    def _usage(self, prompt: int, kept: int, written: int) -> Usage:
+        return Usage(prompt, written, self._steps.kept_pairs(kept), kept)
+
+
+def _check_single(single: bool, tickets: Sequence[Any]) -> None:
+    if single and len(tickets) != 1:
+        raise InvalidInputError("stream takes one prompt; use generate for several")
 
 
 @contextmanager

@@ -11,74 +11,58 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..attention import share_weights
-from ..config import SpecKVConfig, SpecPCConfig
+from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
-from ..specpc.compressor import SpecPC
-from .checks import pad_left
-from .generator import SpecKV
+from ..models import load_model
+from .preparation import Preparation
 
 
 @contextmanager
 def patch_model(
-    model: PreTrainedModel, draft_model: PreTrainedModel, config: SpecKVConfig | SpecPCConfig
+    model: PreTrainedModel, draft_model: PreTrainedModel, config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig
 ) -> Iterator[PreTrainedModel]:
-    """A model with the weights of `model` whose `generate` uses SpecKV or SpecPC.
+    """A model with the weights of `model` whose `generate` uses SpecKV, SpecPC, or both.
 
         with patch_model(model, draft_model, SpecKVConfig()) as m:
             m.generate(input_ids=ids, attention_mask=mask, max_new_tokens=32)
 
     `model` itself is never changed: the patched one is a second set of modules around the same tensors. Both models
-    must share a vocabulary. Batches must be padded on the left.
+    must share a vocabulary. Batches must be padded on the left. What `generate` returns begins with the prompt as it
+    was given.
 
     Raises:
         InvalidInputError: another kind of config, or no input ids.
     """
-    if isinstance(config, SpecKVConfig):
-        method: _SpecKVGenerate | _SpecPCGenerate = _SpecKVGenerate(model, draft_model, config)
-    elif isinstance(config, SpecPCConfig):
-        method = _SpecPCGenerate(model, draft_model, config)
-    else:
-        raise InvalidInputError(f"config must be a SpecKVConfig or a SpecPCConfig; got {type(config).__name__}")
+    if not isinstance(config, SpecKVConfig | SpecKVPCConfig | SpecPCConfig):
+        raise InvalidInputError(
+            f"config must be a SpecKVConfig, SpecKVPCConfig or SpecPCConfig; got {type(config).__name__}"
+        )
     patched = share_weights(model)
-    patched.__dict__["generate"] = method
+    patched.__dict__["generate"] = _Generate(model, draft_model, config)
     yield patched
 
 
-class _SpecKVGenerate:
-    def __init__(self, model: PreTrainedModel, draft: PreTrainedModel, config: SpecKVConfig):
+class _Generate:
+    def __init__(self, model: PreTrainedModel, draft: PreTrainedModel, config: Any):
         self._model = model
-        self._engine = SpecKV(model, draft, config)
+        self._preparation = Preparation(load_model(model), load_model(draft), config)
 
     def __call__(
         self, inputs: Tensor | None = None, *, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
         **options: Any,
     ) -> Any:  # fmt: skip
         ids, mask = _ids_and_mask(inputs, input_ids, attention_mask)
-        cache, _, _ = self._engine.compress(ids.cpu(), mask.cpu(), _new_tokens(self._model, ids, options))
-        if cache is not None:
-            options["past_key_values"] = cache
-        return self._model.generate(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
-
-
-class _SpecPCGenerate:
-    def __init__(self, model: PreTrainedModel, draft: PreTrainedModel, config: SpecPCConfig):
-        self._model = model
-        self._engine = SpecPC(draft, config)
-
-    def __call__(
-        self, inputs: Tensor | None = None, *, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        **options: Any,
-    ) -> Any:  # fmt: skip
-        ids, mask = _ids_and_mask(inputs, input_ids, attention_mask)
-        kept = self._engine.select(ids, mask).indices
-        short, short_mask = pad_left([ids[row, keep.to(ids.device)].tolist() for row, keep in enumerate(kept)])
-        options |= {"max_new_tokens": _new_tokens(self._model, ids, options)}
+        new = _new_tokens(self._model, ids, options)
+        ready = self._preparation.prepare(ids.cpu(), mask.cpu(), new)
+        if ready.cache is not None:
+            options["past_key_values"] = ready.cache
+        if ready.ids.shape[1] != ids.shape[1]:  # max_length speaks of the whole prompt
+            options["max_new_tokens"] = new
         out = self._model.generate(  # type: ignore[operator]
-            input_ids=short.to(ids.device), attention_mask=short_mask.to(ids.device), **options
+            input_ids=ready.ids.to(ids.device), attention_mask=ready.mask.to(ids.device), **options
         )
-        # What comes back begins with the prompt as it was given, like any `generate`.
         sequences = out if isinstance(out, Tensor) else out.sequences
-        whole = torch.cat([ids, sequences[:, short.shape[1] :].to(ids.device)], dim=1)
+        whole = torch.cat([ids, sequences[:, ready.ids.shape[1] :].to(ids.device)], dim=1)
         if isinstance(out, Tensor):
             return whole
         out.sequences = whole

@@ -1,77 +1,122 @@
-"""Ends of a generation beside its length: stop strings, NaN, a reader who left."""
+"""Ends of a generation beside the end-of-sequence token: length, stop strings, NaN, a reader who left; row by row."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ScoringError
+from .requests import Request
 
 _TAIL = 16  # tokens beyond a stop string's length that are decoded with it: its first token may begin before it
 
+FinishReason = Literal["stop", "length", "cancelled"]
 
-class StopOnText(StoppingCriteria):
-    """A row is done when one of `stops` stands in what it wrote, even if split across tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], prompt_tokens: int):
-        self._tokenizer, self._stops, self._prompt_tokens = tokenizer, stops, prompt_tokens
-        self._tail = max(len(stop.encode()) for stop in stops) + _TAIL
+class StopAll(StoppingCriteria):
+    """Ends every row once `interrupted()`."""
+
+    def __init__(self, interrupted: Callable[[], bool]):
+        self._interrupted = interrupted
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Bool [batch]."""
-        tails = input_ids[:, max(self._prompt_tokens, input_ids.shape[1] - self._tail) :]
-        texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in tails]
-        done = [any(stop in text for stop in self._stops) for text in texts]
+        return torch.full((input_ids.shape[0],), self._interrupted(), dtype=torch.bool, device=input_ids.device)
+
+
+@dataclass
+class Row:
+    """What one request of a batch has got so far.
+
+    Attributes:
+        request: The request.
+        token_ids: The new ids, up to its own end; a batch may run on for other rows.
+        finish_reason: Why it ended, or None while it runs.
+        error: What went wrong with this row alone.
+    """
+
+    request: Request
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: ScoringError | None = None
+
+
+class Watch(StoppingCriteria):
+    """Follows a batch token by token: hands each row its own, and ends rows one by one.
+
+    Args:
+        requests: One per row.
+        tokenizer: Needed where a request has stop strings.
+        ends: Ids that end a sequence.
+        also: Criteria of the caller, asked for every row.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        tokenizer: PreTrainedTokenizerBase | None,
+        ends: Sequence[int],
+        also: Sequence[StoppingCriteria] = (),
+    ):
+        self.rows = [Row(request) for request in requests]
+        self._tokenizer, self._ends = tokenizer, set(ends)
+        self._also = StoppingCriteriaList(also)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        """Bool [batch]: rows that are done."""
+        wanted = self._also(input_ids, scores, **options).tolist() if self._also else [False] * len(self.rows)
+        for row, token, stop in zip(self.rows, input_ids[:, -1].tolist(), wanted, strict=True):
+            if row.finish_reason is None:
+                self._advance(row, token, stop)
+        done = [row.finish_reason is not None for row in self.rows]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
+    def _advance(self, row: Row, token: int, stop: bool) -> None:
+        request = row.request
+        if request.cancelled.is_set() or row.error is not None:
+            row.finish_reason = "cancelled"
+            return
+        row.token_ids.append(token)
+        if token in self._ends or stop or self._has_stop_string(row):
+            row.finish_reason = "stop"
+        elif len(row.token_ids) >= request.max_new_tokens:
+            row.finish_reason = "length"
+        if request.on_token is not None:
+            request.on_token(token)
 
-class StopOnEvent(StoppingCriteria):
-    """Ends every row once `event` is set."""
-
-    def __init__(self, event: threading.Event):
-        self._event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Bool [batch]."""
-        return torch.full((input_ids.shape[0],), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+    def _has_stop_string(self, row: Row) -> bool:
+        stops = row.request.stops
+        if not stops or self._tokenizer is None:
+            return False
+        tail = row.token_ids[-max(len(stop.encode()) for stop in stops) - _TAIL :]
+        text = self._tokenizer.decode(tail, skip_special_tokens=True)
+        return any(stop in text for stop in stops)
 
 
-class RaiseOnNan(LogitsProcessor):
-    """NaN logits are an error instead of an arbitrary token."""
+class CatchNan(LogitsProcessor):
+    """A row with NaN logits gets an error instead of an arbitrary token; the other rows go on."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self._rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` unchanged.
+        """`scores`, with zeros in the rows that held NaN."""
+        bad = torch.isnan(scores).any(dim=-1)
+        if not bad.any():
+            return scores
+        for row, is_bad in zip(self._rows, bad.tolist(), strict=True):
+            if is_bad and row.finish_reason is None:
+                row.error = ScoringError(
+                    "the target model's logits are NaN. Load it with dtype='float32', or check its weights."
+                )
+        return scores.masked_fill(bad[:, None], 0.0)
 
-        Raises:
-            ScoringError: a logit is NaN.
-        """
-        if torch.isnan(scores).any():
-            raise ScoringError("the target model's logits are NaN. Load it with dtype='float32', or check its weights.")
-        return scores
 
-
-def cut_at_stop(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, stops: Sequence[str]
-) -> tuple[list[int], str, bool]:
-    """The ids up to the one that completes the first stop string, the text before it, and whether there is one.
-
-    A row that was done early goes on being padded while the others of its batch are not; this cuts that off.
-    """
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    if not places:
-        return ids, text, False
-    cut = text[: min(places)]
-    low, high = 1, len(ids)
-    while low < high:  # the shortest beginning that holds a whole stop string
-        middle = (low + high) // 2
-        shown = tokenizer.decode(ids[:middle], skip_special_tokens=True)
-        if any(stop in shown for stop in stops):
-            high = middle
-        else:
-            low = middle + 1
-    return ids[:low], cut, True
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min([place for stop in stops if (place := text.find(stop)) >= 0], default=len(text))]

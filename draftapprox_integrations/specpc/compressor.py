@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..attention import attention_view
 from ..config import SpecPCConfig
 from ..errors import BudgetError, InvalidInputError
-from ..models import LoadedModel, ModelSpec, load_model
+from ..models import LoadedModel, ModelSpec, load_model, pad_left
 from ..results import CompressedPassage, CompressionResult, Selection
 from ..tokenization import Encoded, TokenCounter, TokenizerSpec
 from .budget import Packed, Packer
@@ -85,6 +86,7 @@ class SpecPC:
         attention_mask: Tensor | None = None,
         *,
         protected: Tensor | None = None,
+        lookahead_tokens: int | None = None,
     ) -> Selection:
         """The paper's token-level form: which positions of each prompt to keep.
 
@@ -92,6 +94,7 @@ class SpecPC:
             input_ids: LongTensor [batch, tokens], or [tokens] for one prompt.
             attention_mask: [batch, tokens], 0 at padding (on either side); None if nothing is padded.
             protected: bool [batch, tokens]: positions to keep beside the window. A leading BOS is always kept.
+            lookahead_tokens: Instead of the config's, for this call.
 
         Returns:
             For each row `config.max_capacity_prompt` positions, or all of a shorter one (then the draft does
@@ -104,13 +107,16 @@ class SpecPC:
             ScoringError: the draft produced NaN.
         """
         ids, mask, protect = check_batch(self.draft, input_ids, attention_mask, protected)
-        capacity, window = self.config.max_capacity_prompt, self.config.resolved_window()
+        config = self.config
+        if lookahead_tokens is not None:
+            config = replace(config, lookahead_tokens=lookahead_tokens)
+        capacity, window = config.max_capacity_prompt, config.resolved_window()
         indices = [row.nonzero().flatten() for row in mask]  # the real positions of each row, then the kept ones
         places = list(indices)
         long_rows = [row for row, place in enumerate(places) if len(place) > capacity]
 
         def read(rows: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
-            return self._read_rows(ids, places, rows, window)
+            return self._read_rows(ids, places, rows, window, config)
 
         found = read(long_rows) if long_rows else {}
         for row in long_rows:
@@ -127,7 +133,7 @@ class SpecPC:
         return Selection(indices, ids.shape[1], found, read)
 
     def _read_rows(
-        self, ids: Tensor, places: list[Tensor], rows: list[int], window: int
+        self, ids: Tensor, places: list[Tensor], rows: list[int], window: int, config: SpecPCConfig
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """For each of `rows` its scores [tokens] and lookahead. Rows longer than the window share a batch."""
         together = [row for row in rows if len(places[row]) > window]
@@ -136,14 +142,10 @@ class SpecPC:
             batches.append(together)
         results: dict[int, tuple[Tensor, Tensor]] = {}
         for batch_rows in batches:
-            longest = max(len(places[row]) for row in batch_rows)
-            batch = torch.zeros(len(batch_rows), longest, dtype=torch.long)
-            mask = torch.zeros_like(batch)
-            for index, row in enumerate(batch_rows):
-                batch[index, longest - len(places[row]) :] = ids[row][places[row]]
-                mask[index, longest - len(places[row]) :] = 1
+            batch, mask = pad_left([ids[row][places[row]].tolist() for row in batch_rows])
+            longest = batch.shape[1]
             with self.draft.lock:
-                found = read_importance(self._view, batch, mask, min(window, longest), self.config)
+                found = read_importance(self._view, batch, mask, min(window, longest), config)
             assert found.lookahead_ids is not None
             for index, row in enumerate(batch_rows):
                 scores = torch.zeros(ids.shape[1])

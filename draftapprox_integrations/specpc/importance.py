@@ -106,7 +106,7 @@ def read_importance(
     layers = int(view.config.get_text_config().num_hidden_layers)
     batch, prompt = input_ids.shape
     reducer = _Reducer(batch, prompt, window, config, config.resolved_start(layers), layers - 1)
-    steps = config.lookahead_tokens
+    steps = config.lookahead_tokens or 1
     # Offloaded weights are moved by hooks that must run to their end, so then the pass is not cut short.
     offloaded = any(parameter.device.type == "meta" for parameter in view.parameters())
     reducer.stop_after_last = steps == 1 and not draft_tokens and not offloaded

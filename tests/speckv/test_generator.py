@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
-from draftapprox_integrations.speckv.streaming import TextStream
+from draftapprox_integrations.speckv.tickets import PieceReader
 
 from ..conftest import tiny_llama
 
@@ -141,7 +141,7 @@ def test_draft_and_target_may_be_one_and_a_draft_may_end_at_once(pair):
 def test_another_vocabulary(pair, embedded_model):
     target = pair[0]
     engine = SpecKV(target, embedded_model, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=5))
-    assert not engine._lookahead.same_vocabulary
+    assert not engine._preparation._lookahead.same_vocabulary
     (found,) = engine.generate(LONG, max_new_tokens=4)
     guess = target.tokenizer.decode(found.lookahead_ids)
     assert guess  # what SmolLM2 wrote, spelled in the target's tokens
@@ -183,9 +183,10 @@ def test_a_stream_that_is_closed_stops_the_model(pair):
     stream = engine.stream(LONG, max_new_tokens=2000)
     next(stream)
     stream.close()
+    (worker,) = [thread for thread in threading.enumerate() if thread.name == "speckv-worker"]
+    worker.join(timeout=30)
     handle.remove()
     assert len(steps) < 200
-    assert not [t for t in threading.enumerate() if t.name == "speckv-stream"]
     assert engine.generate(LONG, max_new_tokens=2)  # and it serves on
 
 
@@ -218,18 +219,14 @@ class Spelling(PreTrainedTokenizerFast):
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=2),
 )
 def test_streaming_never_sends_what_generate_would_not(pieces, stops):
-    from draftapprox_integrations.results import Generation, Usage
-
     whole = "".join(pieces)
-    cut = min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))
-
-    def generate(streamer, stopping_criteria):
-        streamer.put(torch.tensor([[0]]))  # the prompt
-        for index in range(len(pieces)):
-            streamer.put(torch.tensor([index]))
-        return [Generation(whole[:cut], list(range(len(pieces))), Usage(1, len(pieces), 1), {}, "stop")]
-
-    assert "".join(TextStream(Spelling(pieces), stops).run(generate)) == whole[:cut]
+    cut = whole[: min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))]
+    reader = PieceReader(Spelling(pieces), tuple(stops))
+    sent = ""
+    for index in range(len(pieces)):
+        sent += reader.feed(index)
+        assert cut.startswith(sent)
+    assert sent + reader.rest(cut) == cut
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, patch_model
+from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, patch_model
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
 
@@ -63,6 +63,45 @@ def test_lookahead_and_output(golden, name):
         assert found.token_ids == case["expected"]["output_ids"]
 
 
+CASCADES = sorted(path.stem for path in (GOLDEN / "cases").glob("speckvpc_*.json"))
+
+
+@pytest.mark.parametrize("pad", [0, 5])
+@pytest.mark.parametrize("name", CASCADES)
+def test_the_cascade(golden, name, pad):
+    case = golden.case(name)
+    expected, settings = case["expected"], case["config"]
+    config = SpecKVPCConfig(
+        specpc=SpecPCConfig(**settings["specpc_config"]), speckv=SpecKVConfig(**settings["speckv_config"])
+    )
+    target, draft = golden.model(case["target_model"]), golden.model(case["draft_model"])
+    ids, mask = padded(case["prompt_ids"], pad)
+    lookahead = torch.tensor(expected["lookahead_ids"])
+
+    selection = SpecPC(draft, config.specpc).select(ids, mask)
+    assert [(row - pad).tolist() for row in selection.indices] == [expected["selected_indices"]]
+    short = ids[:, selection.indices[0]]
+    _, evictor = prefill(attention_view(target), short, torch.ones_like(short), [lookahead], config.speckv)
+    assert [evictor.kept[layer][0].tolist() for layer in range(len(expected["kept_indices"]))] == expected[
+        "kept_indices"
+    ]
+
+    (found,) = SpecKV(target, draft, config).generate(case["prompt_ids"], max_new_tokens=case["max_new_tokens"])
+    assert found.lookahead_ids == expected["lookahead_ids"]
+    assert found.token_ids == expected["output_ids"]
+    assert found.usage.prompt_tokens == case["prompt_len"]
+    assert found.usage.kept_prompt_tokens == len(expected["selected_indices"])
+    assert found.usage.kept_kv == config.speckv.max_capacity_prompt
+
+    with patch_model(target, draft, config) as patched:
+        out = patched.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert out[0].tolist() == [0] * pad + case["prompt_ids"] + expected["output_ids"]
+
+
+def test_all_cascades_are_here():
+    assert len(CASCADES) == 6
+
+
 def test_the_drop_in_of_the_papers_repository(golden):
     case = golden.case("speckv_03")
     model, draft = golden.model(case["target_model"]), golden.model(case["draft_model"])
@@ -81,8 +120,6 @@ def test_the_drop_in_of_the_papers_repository(golden):
 
 
 def test_the_drop_in_with_specpc(golden):
-    from draftapprox_integrations import SpecPCConfig
-
     case = golden.case("specpc_01")
     ids = torch.tensor([case["prompt_ids"]])
     with patch_model(
