@@ -9,6 +9,8 @@ except ImportError as error:
         'LangChain is not installed: pip install "draftapprox-integrations[langchain]"'
     ) from error
 
+from .chat_model import ChatSpecKV
 from .compressor import SpecPCCompressor
+from .llm import SpecKVLLM
 
-__all__ = ["SpecPCCompressor"]
+__all__ = ["ChatSpecKV", "SpecKVLLM", "SpecPCCompressor"]

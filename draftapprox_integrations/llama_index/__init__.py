@@ -9,6 +9,7 @@ except ImportError as error:
         'LlamaIndex is not installed: pip install "draftapprox-integrations[llama-index]"'
     ) from error
 
+from .llm import SpecKVLLM
 from .postprocessor import SpecPCPostprocessor
 
-__all__ = ["SpecPCPostprocessor"]
+__all__ = ["SpecKVLLM", "SpecPCPostprocessor"]

@@ -19,6 +19,7 @@ from transformers import StoppingCriteriaList
 from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import EngineClosedError, InvalidInputError
 from ..models import LoadedModel, ModelSpec, end_ids, load_model
+from ..naming import model_name
 from ..results import Generation, Usage
 from .checks import as_list, check_ids, check_options
 from .preparation import Preparation, Prepared
@@ -245,6 +246,13 @@ class SpecKV:
     def draft(self) -> LoadedModel | None:
         """The model that guesses."""
         return self._steps.draft
+
+    @property
+    def draft_name(self) -> str | None:
+        """What a part that shares this engine saves of its draft."""
+        if self._steps.own:
+            return "self"
+        return None if self.draft is None else model_name(self.draft)
 
     def close(self) -> None:
         """Let go of both models. What waits or runs ends with `EngineClosedError`; so does every later call."""

@@ -58,7 +58,7 @@ class Preparation:
         *,
         own: bool = False,
     ):
-        self.target, self.draft, self.config = target, draft, config
+        self.target, self.draft, self.config, self.own = target, draft, config, own
         self.speckv: SpecKVConfig | None = config if isinstance(config, SpecKVConfig) else None
         self._specpc: SpecPC | None = None
         self._lookahead: Lookahead | SelfLookahead | None = None

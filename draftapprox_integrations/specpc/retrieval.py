@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from typing import Any, Literal
 
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
-from ..models import LoadedModel, ModelSpec
+from ..models import ModelSpec
+from ..naming import check_named, model_name, saved_name
 from ..results import CompressedPassage, CompressionResult, Span
 from ..tokenization import TokenizerSpec
 from .compressor import OnEmpty, SpecPC
 from .ranking import Pattern
 
 OnError = Literal["raise", "passthrough"]
-_OBJECT = "object:"  # what was not given by name is saved as this and its type
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +74,8 @@ class EngineSlot:
                 )
             self._engine, config, tokenizer = draft, draft.config, draft.tokenizer
         self.config = config or SpecPCConfig()
-        self.draft_name = _model_name(draft.draft if isinstance(draft, SpecPC) else draft)
-        self.tokenizer_name = tokenizer if tokenizer is None else _saved_name(tokenizer)
+        self.draft_name = model_name(draft.draft if isinstance(draft, SpecPC) else draft)
+        self.tokenizer_name = tokenizer if tokenizer is None else saved_name(tokenizer)
 
     def get(self) -> SpecPC:
         """The engine.
@@ -87,13 +86,8 @@ class EngineSlot:
         """
         with self._lock:
             if self._engine is None:
-                for field, given in (("draft", self._draft), ("tokenizer", self._tokenizer)):
-                    if isinstance(given, str) and given.startswith(_OBJECT):
-                        raise InvalidInputError(
-                            f"this part was saved or rebuilt without its {field}, which was an object "
-                            f"({given.removeprefix(_OBJECT)}). Make it again with {field}=..., or name it by a hub id "
-                            "or folder from the start."
-                        )
+                check_named("draft", self._draft)
+                check_named("tokenizer", self._tokenizer)
                 assert not isinstance(self._draft, SpecPC)
                 self._engine = SpecPC(self._draft, self.config, tokenizer=self._tokenizer)
             return self._engine
@@ -214,14 +208,3 @@ def _title(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
         if isinstance(value, str) and value.strip():
             return value
     return None
-
-
-def _model_name(draft: ModelSpec) -> str:
-    if isinstance(draft, LoadedModel):
-        return draft.source if draft.source is not None else _OBJECT + draft.name
-    return _saved_name(draft[0] if isinstance(draft, tuple) else draft)
-
-
-def _saved_name(given: Any) -> str:
-    """A name that can be loaded again, or a marker that there is none."""
-    return os.fspath(given) if isinstance(given, str | os.PathLike) else _OBJECT + type(given).__name__

@@ -1,0 +1,376 @@
+"""A target model with SpecKV as a LlamaIndex LLM: completion and chat, streamed and not, with tools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+
+from ..chat.calls import ChatCall, prepare_chat
+from ..chat.template import has_template, takes_tools
+from ..chat.tools import Answer, ToolCall, ToolFilter
+from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..errors import InvalidInputError
+from ..models import ModelSpec
+from ..naming import shown_name
+from ..results import Generation
+from ..speckv.generator import SpecKV
+from ..speckv.slot import DraftSpec, GeneratorSlot, Method
+from .messages import from_llama_index, tool_calls_of
+
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+
+
+class SpecKVLLM(FunctionCallingLLM):
+    """Answer with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
+
+        Settings.llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
+
+    With a chat template, completions go through it as a user's message, as LlamaIndex's query engines expect of an
+    instruct model; `complete(prompt, formatted=True)` sends the prompt as it is. Waiting requests share batches, the event loop is
+    never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings, not weights.
+
+    Args:
+        model: The target: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a
+            `SpecKV` to share. A name is loaded on first use.
+        draft: The same for the draft; "self": the target drafts for itself.
+        method: "speckv", "speckvpc" (SpecPC first), "specpc", or "full" (nothing dropped). None follows `config`.
+        config: `SpecKVConfig`, `SpecKVPCConfig` or `SpecPCConfig`.
+        max_new_tokens: Most tokens to write.
+        context_window: What LlamaIndex packs prompts to; None: the model's own window less the answer.
+        temperature: 0 is greedy.
+        top_p, top_k, seed: Of sampling.
+        stop: Texts before which an answer ends.
+        timeout: Most seconds to wait for an answer.
+        generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
+        system_prompt: Put before every conversation that has none.
+        loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `trust_remote_code`, `revision`.
+        max_batch_size: Most waiting requests that are served as one batch; see `ChatSpecKV`.
+
+    Raises:
+        InvalidInputError: settings that do not fit the method.
+    """
+
+    model: str = Field(frozen=True, description="What the target is loaded from.")
+    draft: str | None = Field(default="self", frozen=True, description="What the draft is loaded from, or 'self'.")
+    method: Method = Field(default="speckv", frozen=True, description="What is dropped, and how it is chosen.")
+    config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | None = Field(default=None, frozen=True)
+    max_new_tokens: int = Field(default=256, description="Most tokens to write.")
+    context_window: int | None = Field(default=None, description="What prompts are packed to.")
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] = Field(default_factory=list)
+    timeout: float | None = None
+    max_batch_size: int = Field(default=8, frozen=True)
+    generate_kwargs: dict[str, Any] = Field(default_factory=dict)
+    loading: dict[str, Any] = Field(default_factory=dict, frozen=True)
+
+    _slot: GeneratorSlot = PrivateAttr()
+
+    def __init__(
+        self,
+        model: ModelSpec | SpecKV = "default",
+        *,
+        draft: DraftSpec = "self",
+        method: Method | None = None,
+        config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | dict[str, Any] | None = None,
+        max_batch_size: int = 8,
+        loading: dict[str, Any] | None = None,
+        callback_manager: CallbackManager | None = None,
+        **fields: Any,
+    ):
+        slot = GeneratorSlot(model, draft, method, config, max_batch_size, loading)
+        super().__init__(
+            model=slot.model_name,
+            draft=slot.draft_name,
+            method=slot.method,
+            config=slot.config_to_save(),
+            max_batch_size=slot.max_batch_size,
+            loading=slot.loading,
+            callback_manager=callback_manager or CallbackManager(),
+            **fields,
+        )
+        self._slot = slot
+
+    @field_serializer("config")
+    def _plain_config(self, config: Any) -> Any:
+        return None if config is None else asdict(config)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which it is serialized."""
+        return "SpecKVLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex asks before it builds a prompt; loads the model."""
+        loaded = self._slot.loaded()
+        tokenizer = loaded.require_tokenizer()
+        return LLMMetadata(
+            context_window=self.context_window or loaded.context_window,
+            num_output=self.max_new_tokens,
+            is_chat_model=has_template(tokenizer),
+            is_function_calling_model=takes_tools(tokenizer),
+            model_name=shown_name(self.model),
+        )
+
+    def load(self) -> SpecKV:
+        """Load the models now rather than at the first call, and return the engine."""
+        return self._slot.get()
+
+    def close(self) -> None:
+        """Let go of the models; the memory is freed once no other part uses them. The next call loads them again."""
+        self._slot.close()
+
+    # ------------------------------------------------------------------ chat
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """The assistant's next message."""
+        engine, call, settings = self._prepare_chat(messages, kwargs)
+        (ticket,) = engine.submit([call.ids], **settings)
+        return _chat_response(ticket.result(), call)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """The assistant's next message, growing."""
+
+        def run() -> Generator[ChatResponse, None, None]:
+            engine, call, settings = self._prepare_chat(messages, kwargs)
+            (ticket,) = engine.submit([call.ids], **settings)
+            held, text = ToolFilter() if call.tool_names else None, ""
+            for piece in ticket.pieces():
+                if shown := held.feed(piece) if held else piece:
+                    text += shown
+                    yield _part(text, shown)
+            assert ticket.generation is not None
+            yield _chat_response(ticket.generation, call, delta=held)
+
+        return run()
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As `chat`; the event loop stays free."""
+        engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
+        (written,) = await engine.agenerate([call.ids], **settings)
+        return _chat_response(written, call)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """As `stream_chat`; the event loop stays free."""
+
+        async def run() -> AsyncGenerator[ChatResponse, None]:
+            engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
+            (ticket,) = await engine.asubmit([call.ids], **settings)
+            held, text = ToolFilter() if call.tool_names else None, ""
+            try:
+                async for piece in ticket.pieces():
+                    if shown := held.feed(piece) if held else piece:
+                        text += shown
+                        yield _part(text, shown)
+            finally:
+                ticket.cancel()
+            assert ticket.generation is not None
+            yield _chat_response(ticket.generation, call, delta=held)
+
+        return run()
+
+    # ------------------------------------------------------------------ completion
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """The text after `prompt`; `formatted`: send it as it is."""
+        engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
+        (ticket,) = engine.submit([ids], **settings)
+        return _completion(ticket.result())
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """The text after `prompt`, growing."""
+
+        def run() -> Generator[CompletionResponse, None, None]:
+            engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
+            (ticket,) = engine.submit([ids], **settings)
+            text = ""
+            for piece in ticket.pieces():
+                text += piece
+                yield CompletionResponse(text=text, delta=piece)
+            assert ticket.generation is not None
+            yield _completion(ticket.generation, delta="")
+
+        return run()
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """As `complete`; the event loop stays free."""
+        engine, ids, settings = await asyncio.to_thread(self._prepare_completion, prompt, formatted, kwargs)
+        (written,) = await engine.agenerate([ids], **settings)
+        return _completion(written)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """As `stream_complete`; the event loop stays free."""
+
+        async def run() -> AsyncGenerator[CompletionResponse, None]:
+            engine, ids, settings = await asyncio.to_thread(self._prepare_completion, prompt, formatted, kwargs)
+            (ticket,) = await engine.asubmit([ids], **settings)
+            text = ""
+            try:
+                async for piece in ticket.pieces():
+                    text += piece
+                    yield CompletionResponse(text=text, delta=piece)
+            finally:
+                ticket.cancel()
+            assert ticket.generation is not None
+            yield _completion(ticket.generation, delta="")
+
+        return run()
+
+    # ------------------------------------------------------------------ tools
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            messages.append(
+                ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
+            )
+        choice = "any" if tool_required else "auto"
+        listed = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        return {"messages": messages, "tools": listed, "tool_choice": choice, **kwargs}
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls that the model wants made.
+
+        Raises:
+            ValueError: there is none, and `error_on_no_tool_call`.
+        """
+        calls = tool_calls_of(response.message)
+        if not calls and error_on_no_tool_call:
+            raise ValueError(f"Expected at least one tool call, but the model answered: {response.message.content!r}")
+        return [ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
+
+    # ------------------------------------------------------------------ inside
+
+    def _settings(self, call: dict[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "stop": self.stop,
+            "timeout": self.timeout,
+            **self.generate_kwargs,
+        }
+        call = dict(call)
+        if "max_tokens" in call:
+            call["max_new_tokens"] = call.pop("max_tokens")
+        return settings | call
+
+    def _prepare_chat(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> tuple[SpecKV, ChatCall, dict[str, Any]]:
+        call = dict(kwargs)
+        engine = self._slot.get()
+        ready = prepare_chat(
+            engine,
+            from_llama_index(self._extend_messages(list(messages))),
+            tools=call.pop("tools", None) or (),
+            tool_choice=call.pop("tool_choice", None) or "auto",
+            schema=call.pop("json_schema", None),
+            template_options=call.pop("chat_template_kwargs", None),
+        )
+        return engine, ready, self._settings(call) | ready.options
+
+    def _prepare_completion(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> tuple[SpecKV, list[int], dict[str, Any]]:
+        if not isinstance(prompt, str) or not prompt:
+            raise InvalidInputError("the prompt is empty; give at least one character")
+        engine = self._slot.get()
+        tokenizer = engine.target.require_tokenizer()
+        if not formatted and has_template(tokenizer):
+            messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
+            _, ready, settings = self._prepare_chat(messages, kwargs)
+            return engine, ready.ids, settings
+        ids: list[int] = tokenizer(prompt if formatted else self._extend_prompt(prompt))["input_ids"]
+        return engine, ids, self._settings(kwargs)
+
+
+def _raw(written: Generation) -> dict[str, Any]:
+    usage = written.usage
+    return {
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "kept_kv": usage.kept_kv,
+            "kept_prompt_tokens": usage.kept_prompt_tokens,
+        },
+        "finish_reason": written.finish_reason,
+        "timings": written.timings,
+    }
+
+
+def _completion(written: Generation, delta: str | None = None) -> CompletionResponse:
+    raw = _raw(written)
+    return CompletionResponse(text=written.text, delta=delta, raw=raw, additional_kwargs=dict(raw["usage"]))
+
+
+def _part(text: str, delta: str) -> ChatResponse:
+    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
+
+
+def _chat_response(written: Generation, call: ChatCall, delta: ToolFilter | None = None) -> ChatResponse:
+    answer = call.read(written.text)
+    raw = _raw(written)
+    message = ChatMessage(
+        role=MessageRole.ASSISTANT,
+        blocks=[TextBlock(text=answer.text)] if answer.text or not answer.calls else [],
+        additional_kwargs={"tool_calls": [_as_openai(item) for item in answer.calls]} if answer.calls else {},
+    )
+    shown = delta.rest(answer) if delta else ""
+    return ChatResponse(message=message, delta=shown, raw=raw, additional_kwargs=dict(raw["usage"]) | _failures(answer))
+
+
+def _failures(answer: Answer) -> dict[str, Any]:
+    return {"invalid_tool_calls": [asdict(bad) for bad in answer.invalid]} if answer.invalid else {}
+
+
+def _as_openai(call: ToolCall) -> dict[str, Any]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
