@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,11 @@ from ..models import LoadedModel, end_ids
 
 _tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def can_enforce() -> bool:
+    """Whether llguidance is installed."""
+    return find_spec("llguidance") is not None
 
 
 class JsonOnly(LogitsProcessor):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -19,16 +18,20 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
     TextBlock,
+    ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr, field_serializer
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.prompts import PromptTemplate
 
 from ..chat.calls import ChatCall, prepare_chat
+from ..chat.grammar import can_enforce
 from ..chat.template import has_template, takes_tools
-from ..chat.tools import Answer, ToolCall, ToolFilter
+from ..chat.tools import Answer, ToolFilter
 from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import ModelSpec
@@ -42,14 +45,19 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
 
+dispatcher = get_dispatcher(__name__)
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
 class SpecKVLLM(FunctionCallingLLM):
     """Answer with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
 
         Settings.llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
 
     With a chat template, completions go through it as a user's message, as LlamaIndex's query engines expect of an
-    instruct model; `complete(prompt, formatted=True)` sends the prompt as it is. Waiting requests share batches, the event loop is
-    never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings, not weights.
+    instruct model; `complete(prompt, formatted=True)` sends the prompt as it is. Waiting requests share batches, the
+    event loop is never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings,
+    not weights.
 
     Args:
         model: The target: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a
@@ -64,7 +72,6 @@ class SpecKVLLM(FunctionCallingLLM):
         stop: Texts before which an answer ends.
         timeout: Most seconds to wait for an answer.
         generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
-        system_prompt: Put before every conversation that has none.
         loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `trust_remote_code`, `revision`.
         max_batch_size: Most waiting requests that are served as one batch; see `ChatSpecKV`.
 
@@ -262,10 +269,10 @@ class SpecKVLLM(FunctionCallingLLM):
         **kwargs: Any,
     ) -> dict[str, Any]:
         messages = list(chat_history or [])
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
         if user_msg is not None:
-            messages.append(
-                ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
-            )
+            messages.append(user_msg)
         choice = "any" if tool_required else "auto"
         listed = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
         return {"messages": messages, "tools": listed, "tool_choice": choice, **kwargs}
@@ -282,6 +289,36 @@ class SpecKVLLM(FunctionCallingLLM):
         if not calls and error_on_no_tool_call:
             raise ValueError(f"Expected at least one tool call, but the model answered: {response.message.content!r}")
         return [ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
+
+    # ------------------------------------------------------------------ answers of a given shape
+
+    @dispatcher.span
+    def structured_predict(
+        self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
+    ) -> Shape:
+        """An object of `output_cls`: only JSON of its schema can be written (extra `structured`).
+
+        Raises:
+            ValueError: the answer was cut off by `max_new_tokens` before it was complete.
+        """
+        if not can_enforce():
+            shaped: Shape = super().structured_predict(output_cls, prompt, llm_kwargs, **given)
+            return shaped
+        messages = self._extend_messages(prompt.format_messages(**given))
+        response = self.chat(messages, json_schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
+        return output_cls.model_validate_json(response.message.content or "")
+
+    @dispatcher.span
+    async def astructured_predict(
+        self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
+    ) -> Shape:
+        """As `structured_predict`; the event loop stays free."""
+        if not can_enforce():
+            shaped: Shape = await super().astructured_predict(output_cls, prompt, llm_kwargs, **given)
+            return shaped
+        messages = self._extend_messages(prompt.format_messages(**given))
+        response = await self.achat(messages, json_schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
+        return output_cls.model_validate_json(response.message.content or "")
 
     # ------------------------------------------------------------------ inside
 
@@ -308,7 +345,7 @@ class SpecKVLLM(FunctionCallingLLM):
         engine = self._slot.get()
         ready = prepare_chat(
             engine,
-            from_llama_index(self._extend_messages(list(messages))),
+            from_llama_index(messages),
             tools=call.pop("tools", None) or (),
             tool_choice=call.pop("tool_choice", None) or "auto",
             schema=call.pop("json_schema", None),
@@ -327,7 +364,7 @@ class SpecKVLLM(FunctionCallingLLM):
             messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
             _, ready, settings = self._prepare_chat(messages, kwargs)
             return engine, ready.ids, settings
-        ids: list[int] = tokenizer(prompt if formatted else self._extend_prompt(prompt))["input_ids"]
+        ids: list[int] = tokenizer(prompt)["input_ids"]
         return engine, ids, self._settings(kwargs)
 
 
@@ -360,8 +397,10 @@ def _chat_response(written: Generation, call: ChatCall, delta: ToolFilter | None
     raw = _raw(written)
     message = ChatMessage(
         role=MessageRole.ASSISTANT,
-        blocks=[TextBlock(text=answer.text)] if answer.text or not answer.calls else [],
-        additional_kwargs={"tool_calls": [_as_openai(item) for item in answer.calls]} if answer.calls else {},
+        blocks=[
+            *([TextBlock(text=answer.text)] if answer.text or not answer.calls else []),
+            *(ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=c.arguments) for c in answer.calls),
+        ],
     )
     shown = delta.rest(answer) if delta else ""
     return ChatResponse(message=message, delta=shown, raw=raw, additional_kwargs=dict(raw["usage"]) | _failures(answer))
@@ -369,8 +408,3 @@ def _chat_response(written: Generation, call: ChatCall, delta: ToolFilter | None
 
 def _failures(answer: Answer) -> dict[str, Any]:
     return {"invalid_tool_calls": [asdict(bad) for bad in answer.invalid]} if answer.invalid else {}
-
-
-def _as_openai(call: ToolCall) -> dict[str, Any]:
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
