@@ -25,7 +25,7 @@ from ..errors import InvalidInputError
 from ..results import Generation
 from ..speckv.generator import SpecKV
 from .messages import from_langchain
-from .served import Served
+from .served import FIELDS, Served
 from .structured import StructuredMethod, structured
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -49,6 +49,8 @@ class ChatSpecKV(Served, BaseChatModel):
     template (one that knows no tools gets them in the system message); with `tool_choice`, and in
     `with_structured_output`, the answer's JSON is enforced (extra `structured`). Fields: see `Served`.
     """
+
+    model_config = FIELDS
 
     @property
     def _llm_type(self) -> str:

@@ -13,7 +13,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ..results import Generation as Written
 from ..speckv.generator import SpecKV
-from .served import Served
+from .served import FIELDS, Served
 
 
 class SpecKVLLM(Served, BaseLLM):
@@ -25,6 +25,8 @@ class SpecKVLLM(Served, BaseLLM):
     A list of prompts runs as real batches. Prompts go to the model as they are; for chat models use `ChatSpecKV`.
     Fields: see `Served`.
     """
+
+    model_config = FIELDS
 
     @property
     def _llm_type(self) -> str:

@@ -16,7 +16,11 @@ from ..speckv.generator import SpecKV
 from ..speckv.slot import DraftSpec, GeneratorSlot, Method
 
 # Arguments that callers of other models give, and that mean nothing to a model in this process.
-_IGNORED = ("max_retries", "streaming", "stream_usage", "strict", "parallel_tool_calls", "ls_structured_output_format")
+_IGNORED = {"max_retries", "stream", "streaming", "stream_usage", "strict", "parallel_tool_calls"}
+_IGNORED |= {"ls_structured_output_format"}
+
+# Given to each class by itself: LangChain's own base classes would overrule an inherited one.
+FIELDS = ConfigDict(arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=())
 
 
 class Served(BaseModel):
@@ -43,9 +47,7 @@ class Served(BaseModel):
         InvalidInputError: settings that do not fit the method.
     """
 
-    model_config = ConfigDict(
-        arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
-    )
+    model_config = FIELDS
 
     model: str = Field(frozen=True)
     draft: str | None = Field(default="self", frozen=True)

@@ -104,7 +104,10 @@ class _Held(ABC):
 
     def _finish(self, item: Generation | BaseException) -> Generation:
         if isinstance(item, BaseException):
-            raise item
+            try:
+                raise item
+            finally:
+                del item  # or error and frame would keep each other, and the engine, alive
         self.generation = item
         return item
 
