@@ -13,7 +13,7 @@ Granularity = Literal["token", "word", "sentence"]
 PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
 
-# The guess that SpecKV makes when it is not told how long; docs/LOG.md has the measurement.
+# The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded.
 LOOKAHEAD_LIMIT = 64
 
 _PAPER_SPECPC: dict[str, dict[str, int]] = {

@@ -253,6 +253,8 @@ def test_tools(embedded_model):
         llm.get_tool_calls_from_response(llm.chat([ChatMessage(role="user", content="Hi")]))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # LlamaIndex's own database
 async def test_an_agent_calls_a_tool_and_answers(tiny_tokenizer, embedded_model):
     """A model that always begins with a call, as a good one would: what is tested is the way to the tool and back."""
     calls = []

@@ -1,0 +1,110 @@
+"""Which settings of SpecKV lose least at a tight budget: window, pooling, reduction; and how long the guess must be.
+
+    python -m benchmarks.speckv_settings --data squad-like.json -n 40 --seed 11
+    python -m benchmarks.speckv_settings --data squad-like.json -n 20 --lookahead
+
+The target's own greedy answer is the guess. KL as in benchmarks.speckv_accuracy. Use questions other than those that
+the accuracy is reported on. With --lookahead answers of 96 tokens are asked for, and the guess is cut short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
+from draftapprox_integrations.attention import attention_view
+from draftapprox_integrations.speckv.eviction import prefill
+
+from .common import Question, machine, squad_questions, table
+from .speckv_accuracy import INSTRUCTION, kl
+
+SETTINGS: list[dict[str, Any]] = [
+    {"window_size": window, "reduction_type": reduction, "pool_type": pool, "kernel_size": kernel}
+    for window, reduction, pool, kernel in [
+        (32, "max", "max", 7), (16, "max", "max", 7), (8, "max", "max", 7),
+        (8, "mean", "max", 7), (8, "max", "max", 3), (8, "max", "mean", 5),
+    ]
+]  # fmt: skip
+LENGTHS = (0, 8, 16, 32, 64, 96)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a JSON file in SQuAD's layout")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("-n", type=int, default=40)
+    parser.add_argument("--passages", type=int, default=4)
+    parser.add_argument("--capacity", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--lookahead", action="store_true", help="vary the guess's length instead of the settings")
+    args = parser.parse_args()
+    model = load_model(args.model)
+    questions = squad_questions(args.data, args.n, args.passages, args.seed)
+    begun = time.perf_counter()
+    found: dict[str, list[tuple[float, bool]]] = {}
+    full_right = 0
+    for question in questions:
+        full_right += _one(model, question, args.capacity, args.lookahead, found)
+    print(machine())
+    print(f"{model.name}, {len(questions)} questions of {args.data.name}, seed {args.seed}, {args.capacity} KV pairs")
+    print(f"full cache: {full_right} answers right; {time.perf_counter() - begun:.0f} s\n")
+    rows = [
+        [name, f"{statistics.mean(k for k, _ in values):.3f}", str(sum(right for _, right in values))]
+        for name, values in found.items()
+    ]
+    print(table(["guess" if args.lookahead else "settings", "KL", "answers right"], rows))
+
+
+@torch.inference_mode()
+def _one(model: LoadedModel, question: Question, capacity: int, lengths: bool, found: dict[str, Any]) -> bool:
+    tokenizer = model.require_tokenizer()
+    instruction = "Use the context to answer the question, and explain in detail." if lengths else INSTRUCTION
+    content = "\n\n".join(question.passages)
+    content = f"{instruction}\n\nContext:\n{content}\n\nQuestion: {question.text}"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    mask = torch.ones_like(ids)
+    new = 96 if lengths else 24
+
+    def right(tokens: torch.Tensor) -> bool:
+        written = str(tokenizer.decode(tokens, skip_special_tokens=True)).lower()
+        return any(answer.lower() in written for answer in question.answers)
+
+    full = model.model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[0, ids.shape[1] :]  # type: ignore[operator]
+    whole = torch.cat([ids, full[None]], dim=1)
+    reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
+    cases: list[tuple[str, SpecKVConfig, torch.Tensor]] = []
+    if lengths:
+        config = SpecKVConfig(max_capacity_prompt=capacity)
+        cases = [(f"{length} tokens", config, full[:length]) for length in LENGTHS]
+    else:
+        for given in SETTINGS:
+            config = SpecKVConfig(max_capacity_prompt=capacity, **given)
+            cases.append((", ".join(map(str, given.values())), config, full))
+    for name, config, guess in cases:
+        cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
+        again = copy.deepcopy(cache)
+        positions = torch.arange(ids.shape[1] - 1, whole.shape[1] - 1)[None]
+        seen = torch.ones_like(whole[:, :-1])
+        feed = whole[:, ids.shape[1] - 1 : -1]
+        logits = model.model(feed, attention_mask=seen, position_ids=positions, past_key_values=cache).logits[0]
+        out = full
+        if not lengths:
+            out = model.model.generate(  # type: ignore[operator]
+                ids, attention_mask=mask, past_key_values=again, max_new_tokens=new, do_sample=False
+            )[0, ids.shape[1] :]
+        found.setdefault(name, []).append((kl(reference, logits), right(out)))
+    return right(full)
+
+
+if __name__ == "__main__":
+    main()
