@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .config import Granularity
     from .documents import Passage
     from .models import LoadedModel
+    from .speckv.generator import SpecKV
     from .specpc.compressor import SpecPC
 
 app = typer.Typer(
@@ -43,6 +44,15 @@ class Unit(StrEnum):
     token = "token"
     word = "word"
     sentence = "sentence"
+
+
+class Method(StrEnum):
+    """What is dropped on the way to the answer."""
+
+    specpc = "specpc"
+    speckv = "speckv"
+    speckvpc = "speckvpc"
+    full = "full"
 
 
 DraftOption = Annotated[str, typer.Option(help="Draft model: hub id, folder, .gguf file, or 'default'.")]
@@ -83,11 +93,15 @@ def ask(
     ratio: RatioOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Passages to retrieve.")] = 12,
     granularity: UnitOption = Unit.sentence,
+    method: Annotated[
+        Method, typer.Option(help="specpc: shorten the context; speckv: drop KV pairs; speckvpc: both; full: neither.")
+    ] = Method.specpc,
+    kv: Annotated[int, typer.Option(min=32, help="KV pairs kept per layer and head, with speckv and speckvpc.")] = 256,
     compare: Annotated[bool, typer.Option("--compare", help="Answer from the uncompressed context too.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
     html: HtmlOption = None,
 ) -> None:
-    """Answer questions from a folder of documents: retrieve (BM25), compress (SpecPC), answer."""
+    """Answer questions from a folder of documents: retrieve (BM25), compress, answer."""
     with _plain_errors():
         from .documents import read_folder
         from .specpc.checks import check_budget, check_query
@@ -96,13 +110,19 @@ def ask(
         _check_page(html)
         for question in questions:
             check_query(question)
+        shortens = method in (Method.specpc, Method.speckvpc)
+        if not shortens and (max_tokens is not None or ratio is not None):
+            raise InvalidInputError(f"--max-tokens and --ratio shorten the context; --method {method.value} does not")
         if max_tokens is None and ratio is None:
-            max_tokens = 512
+            max_tokens, ratio = (512, None) if shortens else (None, 1.0)
         passages = read_folder(docs)
         engine, target = _load(draft, model, granularity.value)
+        answers, whole = _engines(target, engine.draft, method, kv)
         for number, question in enumerate(questions):
             page = html if number == 0 or html is None else html.with_stem(f"{html.stem}-{number + 1}")
-            _ask_one(engine, target, passages, question, (max_tokens, ratio), top_k, compare, max_new_tokens, page)
+            _ask_one(
+                engine, answers, whole, passages, question, (max_tokens, ratio), top_k, compare, max_new_tokens, page
+            )
 
 
 @app.command()
@@ -144,7 +164,8 @@ def compress(
 
 def _ask_one(
     engine: SpecPC,
-    target: LoadedModel,
+    answers: SpecKV,
+    whole: SpecKV,
     passages: list[Passage],
     question: str,
     budget: tuple[int | None, float | None],
@@ -173,8 +194,8 @@ def _ask_one(
         )
     show_kept(screen, found, result)
     with notes.status("Answering ..."):
-        short = answer(target, [p.text for p in result.passages if p.text], question, max_new_tokens)
-        full = answer(target, [p.text for p in found], question, max_new_tokens) if compare else None
+        short = answer(answers, [p.text for p in result.passages if p.text], question, max_new_tokens)
+        full = answer(whole, [p.text for p in found], question, max_new_tokens) if compare else None
     show_answers(screen, result, short, full, searching)
     if html is not None:
         html.write_text(result.to_html(), encoding="utf-8")
@@ -193,6 +214,17 @@ def _load(draft: str, model: str | None, granularity: Granularity) -> tuple[Spec
         transformers_logging.disable_progress_bar()
         engine = SpecPC(draft, SpecPCConfig(granularity=granularity))
         return engine, engine.draft if model in (None, draft) else load_model(model or draft)
+
+
+def _engines(target: LoadedModel, draft: LoadedModel, method: Method, kv: int) -> tuple[SpecKV, SpecKV]:
+    """What answers, and what answers with the whole cache."""
+    from .config import SpecKVConfig
+    from .speckv.slot import FULL, shared_engine
+
+    whole = shared_engine(target, None, FULL)
+    if method in (Method.specpc, Method.full):
+        return whole, whole
+    return shared_engine(target, draft, SpecKVConfig(max_capacity_prompt=kv)), whole
 
 
 def _check_page(html: Path | None) -> None:

@@ -9,9 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .answering import Answer
 from .documents import Passage
-from .results import CompressedPassage, CompressionResult
+from .results import CompressedPassage, CompressionResult, Generation
 
 _DROPPED_SHOWN = 60  # characters of a dropped stretch shown at each of its ends
 
@@ -71,16 +70,20 @@ def coloured(passage: CompressedPassage) -> Text:
 
 
 def show_answers(
-    console: Console, result: CompressionResult, short: Answer, full: Answer | None, search_seconds: float
+    console: Console, result: CompressionResult, short: Generation, full: Generation | None, search_seconds: float
 ) -> None:
     """The answer, and where the time went; beside the uncompressed run if there is one."""
-    console.print(Panel(Text(short.text or "(nothing)"), title="answer", title_align="left", border_style="green"))
+    console.print(
+        Panel(Text(short.text.strip() or "(nothing)"), title="answer", title_align="left", border_style="green")
+    )
     if full is not None:
         title = "answer from the full context"
-        console.print(Panel(Text(full.text or "(nothing)"), title=title, title_align="left", border_style="yellow"))
+        console.print(
+            Panel(Text(full.text.strip() or "(nothing)"), title=title, title_align="left", border_style="yellow")
+        )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("step")
-    table.add_column("SpecPC", justify="right")
+    table.add_column("this run", justify="right")
     if full is not None:
         table.add_column("full context", justify="right")
     rows: list[tuple[str, str, str]] = [
@@ -88,15 +91,16 @@ def show_answers(
         ("draft reads and chooses", _seconds(result.timings["total"]), ""),
     ]
     longer = full or short
+    took, whole = short.timings["total"], longer.timings["total"]
+    rows.append(("answer", _seconds(took), _seconds(whole)))
+    if short.timings["prefill"]:
+        steps = {"guess": "lookahead", "prefill": "prefill", "decode": "decode"}
+        rows += [(f"  {name}", _seconds(short.timings[step]), "") for name, step in steps.items()]
     rows += [
-        ("answer", _seconds(short.seconds), _seconds(longer.seconds)),
-        (
-            "total",
-            _seconds(search_seconds + result.timings["total"] + short.seconds),
-            _seconds(search_seconds + longer.seconds),
-        ),
-        ("prompt tokens", f"{short.prompt_tokens:,}", f"{longer.prompt_tokens:,}"),
-        ("answer tokens", f"{short.completion_tokens:,}", f"{longer.completion_tokens:,}"),
+        ("total", _seconds(search_seconds + result.timings["total"] + took), _seconds(search_seconds + whole)),
+        ("prompt tokens", f"{short.usage.prompt_tokens:,}", f"{longer.usage.prompt_tokens:,}"),
+        ("KV pairs kept per head", f"{short.usage.kept_kv:,}", f"{longer.usage.kept_kv:,}"),
+        ("answer tokens", f"{short.usage.completion_tokens:,}", f"{longer.usage.completion_tokens:,}"),
     ]
     for row in rows:
         table.add_row(*(row if full is not None else row[:2]))

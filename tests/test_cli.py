@@ -36,6 +36,20 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path):
     assert "Traceback" not in done.stderr.decode()
 
 
+def test_ask_with_fewer_kv_pairs():
+    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--top-k", 3, "--method", "speckv", "--kv", 64, "--compare")
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    kept = next(line.split() for line in out.splitlines() if line.startswith("KV pairs kept per head"))
+    assert kept[-2] == "64"
+    assert int(kept[-1].replace(",", "")) > 300
+    for step in ("guess", "prefill", "decode"):
+        assert step in out
+    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--ratio", 0.5)
+    assert done.returncode == 1
+    assert "--method full does not" in " ".join(done.stderr.decode().split())
+
+
 def test_compress_stdin_to_text():
     text = (DEMO / "docs" / "three-storms.md").read_bytes()
     done = run("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)

@@ -21,7 +21,7 @@ DraftSpec: TypeAlias = "ModelSpec | Literal['self'] | None"
 
 _CONFIGS: dict[Method, type[Any]] = {"speckv": SpecKVConfig, "speckvpc": SpecKVPCConfig, "specpc": SpecPCConfig}
 # Nothing is ever dropped, and no draft is needed: `model.generate` behind the same queue.
-_FULL = SpecKVConfig(max_capacity_prompt=1 << 40, lookahead_tokens=0)
+FULL = SpecKVConfig(max_capacity_prompt=1 << 40, lookahead_tokens=0)
 
 _engines: WeakValueDictionary[Any, SpecKV] = WeakValueDictionary()
 _engines_lock = threading.Lock()
@@ -59,9 +59,9 @@ def as_method(method: Method | None, config: Config | dict[str, Any] | None) -> 
     if method not in get_args(Method):
         raise InvalidInputError(f"method must be one of {', '.join(map(repr, get_args(Method)))}; got {method!r}")
     if method == "full":
-        if config not in (None, {}, _FULL, asdict(_FULL)):
+        if config not in (None, {}, FULL, asdict(FULL)):
             raise InvalidInputError('method "full" drops nothing and has no settings; leave config out')
-        return method, _FULL
+        return method, FULL
     kind = _CONFIGS[method]
     if isinstance(config, dict):
         if kind is SpecKVPCConfig:
@@ -116,7 +116,7 @@ class GeneratorSlot:
             if draft != "self" or config is not None:
                 raise InvalidInputError("a shared SpecKV brings its own draft and config; pass a model to set others")
             self._engine, config = model, model.config
-            method = "full" if config == _FULL else method
+            method = "full" if config == FULL else method
             self.model_name = model_name(model.target)
             self.draft_name = model.draft_name
         else:
