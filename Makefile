@@ -38,6 +38,7 @@ unit: install-dev ## the tests, with coverage
 
 bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for the accuracy tables)
 	$(BIN)/python -m benchmarks.specpc_cost
+	$(BIN)/python -m benchmarks.speckv_cost
 	$(if $(DATA),$(BIN)/python -m benchmarks.retention --data $(DATA),@echo "give DATA=... for benchmarks.retention")
 
 install: $(VENV)/.installed ## what users need, and the embedded model
