@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
+from draftapprox_integrations.answering import as_prompt
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
 from draftapprox_integrations.speckv.lookahead import SelfLookahead
@@ -30,7 +31,6 @@ from draftapprox_integrations.speckv.lookahead import SelfLookahead
 from .common import Question, machine, squad_questions, table, wilson
 
 METHODS = ("SnapKV", "SpecKV", "SpecKV self")
-INSTRUCTION = "Use the context to answer the question in one sentence."
 
 
 def main() -> None:
@@ -68,8 +68,7 @@ def main() -> None:
 def measure(model: LoadedModel, question: Question, capacities: Sequence[int], new: int) -> dict[str, object]:
     """Answers and KL of one question."""
     tokenizer = model.require_tokenizer()
-    context = "\n\n".join(question.passages)
-    messages = [{"role": "user", "content": f"{INSTRUCTION}\n\nContext:\n{context}\n\nQuestion: {question.text}"}]
+    messages = [{"role": "user", "content": as_prompt(question.passages, question.text)}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     mask = torch.ones_like(ids)

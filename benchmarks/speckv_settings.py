@@ -3,8 +3,8 @@
     python -m benchmarks.speckv_settings --data squad-like.json -n 40 --seed 11
     python -m benchmarks.speckv_settings --data squad-like.json -n 20 --lookahead
 
-The target's own greedy answer is the guess. KL as in benchmarks.speckv_accuracy. Use questions other than those that
-the accuracy is reported on. With --lookahead answers of 96 tokens are asked for, and the guess is cut short.
+The target's own greedy answer is the guess. KL as in benchmarks.speckv_accuracy, whose 200
+questions are left out here. With --lookahead answers of 96 tokens are asked for, and the guess is cut short.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from typing import Any
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
+from draftapprox_integrations.answering import INSTRUCTION, as_prompt
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
 
 from .common import Question, machine, squad_questions, table
-from .speckv_accuracy import INSTRUCTION, kl
+from .speckv_accuracy import kl
 
 SETTINGS: list[dict[str, Any]] = [
     {"window_size": window, "reduction_type": reduction, "pool_type": pool, "kernel_size": kernel}
     for window, reduction, pool, kernel in [
-        (32, "max", "max", 7), (16, "max", "max", 7), (8, "max", "max", 7),
-        (8, "mean", "max", 7), (8, "max", "max", 3), (8, "max", "mean", 5),
+        (32, "max", "max", 7), (8, "max", "max", 7), (8, "max", "max", 3), (8, "max", "max", 1), (8, "max", "mean", 3),
+        (8, "mean", "max", 3), (4, "max", "max", 3), (4, "max", "max", 1), (1, "max", "max", 3),
     ]
 ]  # fmt: skip
 LENGTHS = (0, 8, 16, 32, 64, 96)
@@ -46,7 +47,9 @@ def main() -> None:
     parser.add_argument("--lookahead", action="store_true", help="vary the guess's length instead of the settings")
     args = parser.parse_args()
     model = load_model(args.model)
-    questions = squad_questions(args.data, args.n, args.passages, args.seed)
+    reported = {question.text for question in squad_questions(args.data, 200, args.passages, seed=3)}
+    drawn = squad_questions(args.data, args.n + 200, args.passages, args.seed)
+    questions = [question for question in drawn if question.text not in reported][: args.n]
     begun = time.perf_counter()
     found: dict[str, list[tuple[float, bool]]] = {}
     full_right = 0
@@ -66,11 +69,8 @@ def main() -> None:
 def _one(model: LoadedModel, question: Question, capacity: int, lengths: bool, found: dict[str, Any]) -> bool:
     tokenizer = model.require_tokenizer()
     instruction = "Use the context to answer the question, and explain in detail." if lengths else INSTRUCTION
-    content = "\n\n".join(question.passages)
-    content = f"{instruction}\n\nContext:\n{content}\n\nQuestion: {question.text}"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [{"role": "user", "content": as_prompt(question.passages, question.text, instruction)}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     mask = torch.ones_like(ids)
     new = 96 if lengths else 24

@@ -9,7 +9,13 @@ from .chat.template import Message, has_template
 from .results import Generation
 from .speckv.generator import SpecKV
 
-_INSTRUCTION = "Use the context to answer the question in one sentence."
+INSTRUCTION = "Use the context to answer the question in one sentence."
+
+
+def as_prompt(context: Sequence[str], query: str, instruction: str = INSTRUCTION) -> str:
+    """What the user says: instruction, passages, question."""
+    passages = "\n\n".join(context)
+    return f"{instruction}\n\nContext:\n{passages}\n\nQuestion: {query}"
 
 
 def answer(engine: SpecKV, context: Sequence[str], query: str, max_new_tokens: int = 48) -> Generation:
@@ -18,8 +24,7 @@ def answer(engine: SpecKV, context: Sequence[str], query: str, max_new_tokens: i
     Raises:
         InvalidInputError: the model has no tokenizer, or the prompt exceeds its window.
     """
-    passages = "\n\n".join(context)
-    content = f"{_INSTRUCTION}\n\nContext:\n{passages}\n\nQuestion: {query}"
+    content = as_prompt(context, query)
     if has_template(engine.target.require_tokenizer()):
         call = prepare_chat(engine, [Message("user", content)])
         (ticket,) = engine.submit([call.ids], max_new_tokens=max_new_tokens, **call.options)

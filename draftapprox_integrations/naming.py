@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 from .errors import InvalidInputError
@@ -37,3 +38,19 @@ def check_named(field: str, given: Any) -> None:
             f"this part was saved or rebuilt without its {field}, which was an object ({shown_name(given)}). Make it "
             f"again with {field}=..., or name it by a hub id or folder from the start."
         )
+
+
+class Slot(ABC):
+    """Where a part holds its models: compared and pickled by name, shared by copies."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__reduce__() == other.__reduce__()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: object) -> Slot:
+        return self  # a copy of a part shares its models, it does not double them
+
+    @abstractmethod
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Names and settings, from which it is made again."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,32 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
 def tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
     """A tiny random model with a tokenizer: exact, fast, and knows nothing."""
     return load_model((tiny_llama(), tiny_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def endless(tiny_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """As `tiny`, but it never ends by itself."""
+    target = tiny_llama(eos_token_id=None)
+    target.generation_config.eos_token_id = None
+    return load_model((target, tiny_tokenizer))
+
+
+@asynccontextmanager
+async def ticking(pause: float = 0.002) -> AsyncIterator[Callable[[], int]]:
+    """Counts how often the event loop comes round meanwhile: it does not where something blocks it."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(pause)
+            ticks += 1
+
+    clock = asyncio.create_task(tick())
+    try:
+        yield lambda: ticks
+    finally:
+        clock.cancel()
 
 
 @pytest.fixture(scope="session")

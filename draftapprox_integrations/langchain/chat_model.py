@@ -25,7 +25,7 @@ from ..errors import InvalidInputError
 from ..results import Generation
 from ..speckv.generator import SpecKV
 from .messages import from_langchain
-from .served import FIELDS, Served
+from .served import FIELDS, LangChainServed
 from .structured import StructuredMethod, structured
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -38,7 +38,7 @@ class _Prepared:
     settings: dict[str, Any]
 
 
-class ChatSpecKV(Served, BaseChatModel):
+class ChatSpecKV(LangChainServed, BaseChatModel):
     """Chat with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
 
         chat = ChatSpecKV("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
@@ -47,7 +47,8 @@ class ChatSpecKV(Served, BaseChatModel):
     Streams and serves many callers at once: waiting requests share batches, the event loop is never blocked, a
     cancelled task stops its generation. Messages go through the model's chat template. `bind_tools` works with every
     template (one that knows no tools gets them in the system message); with `tool_choice`, and in
-    `with_structured_output`, the answer's JSON is enforced (extra `structured`). Fields: see `Served`.
+    `with_structured_output`, the answer's JSON is enforced (extra `structured`). Fields: see
+    `Served` and `LangChainServed`.
     """
 
     model_config = FIELDS

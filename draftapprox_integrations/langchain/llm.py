@@ -13,17 +13,17 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ..results import Generation as Written
 from ..speckv.generator import SpecKV
-from .served import FIELDS, Served
+from .served import FIELDS, LangChainServed
 
 
-class SpecKVLLM(Served, BaseLLM):
+class SpecKVLLM(LangChainServed, BaseLLM):
     """Complete prompts with a local model whose KV cache keeps only what a draft's guess says will be needed.
 
         llm = SpecKVLLM("Qwen/Qwen2.5-14B", draft="Qwen/Qwen2.5-0.5B", config=SpecKVConfig(max_capacity_prompt=512))
         llm.invoke("The capital of France is")
 
     A list of prompts runs as real batches. Prompts go to the model as they are; for chat models use `ChatSpecKV`.
-    Fields: see `Served`.
+    Fields: see `Served` and `LangChainServed`.
     """
 
     model_config = FIELDS

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from langchain_core.language_models import LangSmithParams
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
-from ..models import ModelSpec
 from ..naming import shown_name
 from ..results import Generation
+from ..served import Served
 from ..speckv.generator import SpecKV
-from ..speckv.slot import DraftSpec, GeneratorSlot, Method
+from ..speckv.slot import GeneratorSlot
 
 # Arguments that callers of other models give, and that mean nothing to a model in this process.
 _IGNORED = {"max_retries", "stream", "streaming", "stream_usage", "strict", "parallel_tool_calls"}
@@ -23,74 +22,25 @@ _IGNORED |= {"ls_structured_output_format"}
 FIELDS = ConfigDict(arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=())
 
 
-class Served(BaseModel):
-    """Fields of a part that serves a target model through the shared engine.
+class LangChainServed(Served):
+    """Fields of both classes, beside those of `Served`.
 
     Args:
-        model: The target: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a
-            `SpecKV` to share. A name is loaded on first use.
-        draft: The same for the draft; "self": the target drafts for itself.
-        method: "speckv", "speckvpc" (SpecPC first), "specpc", or "full" (nothing dropped). None follows `config`.
-        config: `SpecKVConfig`, `SpecKVPCConfig` or `SpecPCConfig`.
         max_tokens: Most tokens to write; `max_new_tokens` is another name for it.
-        temperature: 0 is greedy.
-        top_p, top_k, seed: Of sampling.
         stop: Texts before which an answer ends.
-        timeout: Most seconds to wait for an answer.
         model_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
-        loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `trust_remote_code`, `revision`.
-        max_batch_size: Most waiting requests that are served as one batch. With 1 no answer depends on the company it
-            had; with more, sums in another order may turn near-ties in half precision.
         max_retries: Accepted for compatibility: there is no network to try again.
-
-    Raises:
-        InvalidInputError: settings that do not fit the method.
     """
 
     model_config = FIELDS
 
-    model: str = Field(frozen=True)
-    draft: str | None = Field(default="self", frozen=True)
-    method: Method = Field(default="speckv", frozen=True)
-    config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | None = Field(default=None, frozen=True)
     max_tokens: int = Field(default=256, alias="max_new_tokens")
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
-    timeout: float | None = None
     max_retries: int = 0
     streaming: bool = False
-    max_batch_size: int = Field(default=8, frozen=True)
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    loading: dict[str, Any] = Field(default_factory=dict, frozen=True)
 
-    _slot: GeneratorSlot = PrivateAttr()
     _others: dict[str, GeneratorSlot] = PrivateAttr(default_factory=dict)
-
-    def __init__(
-        self,
-        model: ModelSpec | SpecKV = "default",
-        *,
-        draft: DraftSpec = "self",
-        method: Method | None = None,
-        config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | dict[str, Any] | None = None,
-        max_batch_size: int = 8,
-        loading: dict[str, Any] | None = None,
-        **fields: Any,
-    ):
-        slot = GeneratorSlot(model, draft, method, config, max_batch_size, loading)
-        super().__init__(
-            model=slot.model_name,
-            draft=slot.draft_name,
-            method=slot.method,
-            config=slot.config_to_save(),
-            max_batch_size=slot.max_batch_size,
-            loading=slot.loading,
-            **fields,
-        )
-        self._slot = slot
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -104,13 +54,9 @@ class Served(BaseModel):
         config = None if self.config is None else asdict(self.config)
         return {name: getattr(self, name) for name in names} | {"config": config, "model_kwargs": self.model_kwargs}
 
-    def load(self) -> SpecKV:
-        """Load the models now rather than at the first call, and return the engine."""
-        return self._slot.get()
-
     def close(self) -> None:
         """Let go of the models; the memory is freed once no other part uses them. The next call loads them again."""
-        self._slot.close()
+        super().close()
         self._others.clear()
 
     def _engine(self, model: str | None) -> SpecKV:
@@ -121,20 +67,9 @@ class Served(BaseModel):
 
     def _settings(self, stop: list[str] | None, call: dict[str, Any]) -> dict[str, Any]:
         """Arguments for `SpecKV.submit`, from the fields and what the call says instead."""
-        settings: dict[str, Any] = {
-            "max_new_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "timeout": self.timeout,
-            "stop": self.stop if stop is None else stop,
-            **self.model_kwargs,
-        }
-        call = {name: value for name, value in call.items() if name not in _IGNORED}
-        if "max_tokens" in call:
-            call["max_new_tokens"] = call.pop("max_tokens")
-        settings |= call
+        stops = self.stop if stop is None else stop
+        defaults = {"max_new_tokens": self.max_tokens, "stop": stops, **self.model_kwargs}
+        settings = self._arguments(defaults, {name: value for name, value in call.items() if name not in _IGNORED})
         settings["stop"] = settings["stop"] or ()
         return settings
 

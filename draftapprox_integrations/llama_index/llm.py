@@ -17,11 +17,8 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
-    TextBlock,
-    ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr, field_serializer
-from llama_index.core.callbacks import CallbackManager
+from llama_index.core.bridge.pydantic import BaseModel, Field, field_serializer
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -31,15 +28,13 @@ from llama_index.core.prompts import PromptTemplate
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
 from ..chat.template import has_template, takes_tools
-from ..chat.tools import Answer, ToolFilter
-from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..chat.tools import ToolFilter
 from ..errors import InvalidInputError
-from ..models import ModelSpec
 from ..naming import shown_name
-from ..results import Generation
+from ..served import Served
 from ..speckv.generator import SpecKV
-from ..speckv.slot import DraftSpec, GeneratorSlot, Method
 from .messages import from_llama_index, tool_calls_of
+from .responses import chat_response, completion, part_response
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -49,7 +44,7 @@ dispatcher = get_dispatcher(__name__)
 Shape = TypeVar("Shape", bound=BaseModel)
 
 
-class SpecKVLLM(FunctionCallingLLM):
+class SpecKVLLM(Served, FunctionCallingLLM):
     """Answer with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
 
         Settings.llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
@@ -59,68 +54,17 @@ class SpecKVLLM(FunctionCallingLLM):
     event loop is never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings,
     not weights.
 
-    Args:
-        model: The target: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a
-            `SpecKV` to share. A name is loaded on first use.
-        draft: The same for the draft; "self": the target drafts for itself.
-        method: "speckv", "speckvpc" (SpecPC first), "specpc", or "full" (nothing dropped). None follows `config`.
-        config: `SpecKVConfig`, `SpecKVPCConfig` or `SpecPCConfig`.
+    Args, beside those of `Served`:
         max_new_tokens: Most tokens to write.
         context_window: What LlamaIndex packs prompts to; None: the model's own window less the answer.
-        temperature: 0 is greedy.
-        top_p, top_k, seed: Of sampling.
         stop: Texts before which an answer ends.
-        timeout: Most seconds to wait for an answer.
         generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
-        loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `trust_remote_code`, `revision`.
-        max_batch_size: Most waiting requests that are served as one batch; see `ChatSpecKV`.
-
-    Raises:
-        InvalidInputError: settings that do not fit the method.
     """
 
-    model: str = Field(frozen=True, description="What the target is loaded from.")
-    draft: str | None = Field(default="self", frozen=True, description="What the draft is loaded from, or 'self'.")
-    method: Method = Field(default="speckv", frozen=True, description="What is dropped, and how it is chosen.")
-    config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | None = Field(default=None, frozen=True)
     max_new_tokens: int = Field(default=256, description="Most tokens to write.")
     context_window: int | None = Field(default=None, description="What prompts are packed to.")
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
     stop: list[str] = Field(default_factory=list)
-    timeout: float | None = None
-    max_batch_size: int = Field(default=8, frozen=True)
     generate_kwargs: dict[str, Any] = Field(default_factory=dict)
-    loading: dict[str, Any] = Field(default_factory=dict, frozen=True)
-
-    _slot: GeneratorSlot = PrivateAttr()
-
-    def __init__(
-        self,
-        model: ModelSpec | SpecKV = "default",
-        *,
-        draft: DraftSpec = "self",
-        method: Method | None = None,
-        config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | dict[str, Any] | None = None,
-        max_batch_size: int = 8,
-        loading: dict[str, Any] | None = None,
-        callback_manager: CallbackManager | None = None,
-        **fields: Any,
-    ):
-        slot = GeneratorSlot(model, draft, method, config, max_batch_size, loading)
-        super().__init__(
-            model=slot.model_name,
-            draft=slot.draft_name,
-            method=slot.method,
-            config=slot.config_to_save(),
-            max_batch_size=slot.max_batch_size,
-            loading=slot.loading,
-            callback_manager=callback_manager or CallbackManager(),
-            **fields,
-        )
-        self._slot = slot
 
     @field_serializer("config")
     def _plain_config(self, config: Any) -> Any:
@@ -144,14 +88,6 @@ class SpecKVLLM(FunctionCallingLLM):
             model_name=shown_name(self.model),
         )
 
-    def load(self) -> SpecKV:
-        """Load the models now rather than at the first call, and return the engine."""
-        return self._slot.get()
-
-    def close(self) -> None:
-        """Let go of the models; the memory is freed once no other part uses them. The next call loads them again."""
-        self._slot.close()
-
     # ------------------------------------------------------------------ chat
 
     @llm_chat_callback()
@@ -159,7 +95,7 @@ class SpecKVLLM(FunctionCallingLLM):
         """The assistant's next message."""
         engine, call, settings = self._prepare_chat(messages, kwargs)
         (ticket,) = engine.submit([call.ids], **settings)
-        return _chat_response(ticket.result(), call)
+        return chat_response(ticket.result(), call)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -172,9 +108,9 @@ class SpecKVLLM(FunctionCallingLLM):
             for piece in ticket.pieces():
                 if shown := held.feed(piece) if held else piece:
                     text += shown
-                    yield _part(text, shown)
+                    yield part_response(text, shown)
             assert ticket.generation is not None
-            yield _chat_response(ticket.generation, call, delta=held)
+            yield chat_response(ticket.generation, call, delta=held)
 
         return run()
 
@@ -183,7 +119,7 @@ class SpecKVLLM(FunctionCallingLLM):
         """As `chat`; the event loop stays free."""
         engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
         (written,) = await engine.agenerate([call.ids], **settings)
-        return _chat_response(written, call)
+        return chat_response(written, call)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -197,11 +133,11 @@ class SpecKVLLM(FunctionCallingLLM):
                 async for piece in ticket.pieces():
                     if shown := held.feed(piece) if held else piece:
                         text += shown
-                        yield _part(text, shown)
+                        yield part_response(text, shown)
             finally:
                 ticket.cancel()
             assert ticket.generation is not None
-            yield _chat_response(ticket.generation, call, delta=held)
+            yield chat_response(ticket.generation, call, delta=held)
 
         return run()
 
@@ -212,7 +148,7 @@ class SpecKVLLM(FunctionCallingLLM):
         """The text after `prompt`; `formatted`: send it as it is."""
         engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
         (ticket,) = engine.submit([ids], **settings)
-        return _completion(ticket.result())
+        return completion(ticket.result())
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
@@ -226,7 +162,7 @@ class SpecKVLLM(FunctionCallingLLM):
                 text += piece
                 yield CompletionResponse(text=text, delta=piece)
             assert ticket.generation is not None
-            yield _completion(ticket.generation, delta="")
+            yield completion(ticket.generation, delta="")
 
         return run()
 
@@ -235,7 +171,7 @@ class SpecKVLLM(FunctionCallingLLM):
         """As `complete`; the event loop stays free."""
         engine, ids, settings = await asyncio.to_thread(self._prepare_completion, prompt, formatted, kwargs)
         (written,) = await engine.agenerate([ids], **settings)
-        return _completion(written)
+        return completion(written)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
@@ -252,7 +188,7 @@ class SpecKVLLM(FunctionCallingLLM):
             finally:
                 ticket.cancel()
             assert ticket.generation is not None
-            yield _completion(ticket.generation, delta="")
+            yield completion(ticket.generation, delta="")
 
         return run()
 
@@ -323,20 +259,8 @@ class SpecKVLLM(FunctionCallingLLM):
     # ------------------------------------------------------------------ inside
 
     def _settings(self, call: dict[str, Any]) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "stop": self.stop,
-            "timeout": self.timeout,
-            **self.generate_kwargs,
-        }
-        call = dict(call)
-        if "max_tokens" in call:
-            call["max_new_tokens"] = call.pop("max_tokens")
-        return settings | call
+        defaults = {"max_new_tokens": self.max_new_tokens, "stop": self.stop, **self.generate_kwargs}
+        return self._arguments(defaults, call)
 
     def _prepare_chat(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
@@ -366,45 +290,3 @@ class SpecKVLLM(FunctionCallingLLM):
             return engine, ready.ids, settings
         ids: list[int] = tokenizer(prompt)["input_ids"]
         return engine, ids, self._settings(kwargs)
-
-
-def _raw(written: Generation) -> dict[str, Any]:
-    usage = written.usage
-    return {
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "kept_kv": usage.kept_kv,
-            "kept_prompt_tokens": usage.kept_prompt_tokens,
-        },
-        "finish_reason": written.finish_reason,
-        "timings": written.timings,
-    }
-
-
-def _completion(written: Generation, delta: str | None = None) -> CompletionResponse:
-    raw = _raw(written)
-    return CompletionResponse(text=written.text, delta=delta, raw=raw, additional_kwargs=dict(raw["usage"]))
-
-
-def _part(text: str, delta: str) -> ChatResponse:
-    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
-
-
-def _chat_response(written: Generation, call: ChatCall, delta: ToolFilter | None = None) -> ChatResponse:
-    answer = call.read(written.text)
-    raw = _raw(written)
-    message = ChatMessage(
-        role=MessageRole.ASSISTANT,
-        blocks=[
-            *([TextBlock(text=answer.text)] if answer.text or not answer.calls else []),
-            *(ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=c.arguments) for c in answer.calls),
-        ],
-    )
-    shown = delta.rest(answer) if delta else ""
-    return ChatResponse(message=message, delta=shown, raw=raw, additional_kwargs=dict(raw["usage"]) | _failures(answer))
-
-
-def _failures(answer: Answer) -> dict[str, Any]:
-    return {"invalid_tool_calls": [asdict(bad) for bad in answer.invalid]} if answer.invalid else {}

@@ -29,16 +29,7 @@ _REFUSED = (
 )
 
 
-def check_options(
-    target: LoadedModel,
-    max_new_tokens: Any,
-    temperature: Any,
-    top_p: Any,
-    top_k: Any,
-    stop: Any,
-    seed: Any,
-    options: dict[str, Any],
-) -> tuple[str, ...]:
+def check_options(target: LoadedModel, max_new_tokens: Any, stop: Any, options: dict[str, Any]) -> tuple[str, ...]:
     """The stop strings as a tuple.
 
     Raises:
@@ -46,14 +37,6 @@ def check_options(
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise InvalidInputError(f"max_new_tokens must be an integer >= 0; got {max_new_tokens!r}")
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
-        raise InvalidInputError(f"temperature must be >= 0; got {temperature!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InvalidInputError(f"top_p must be in (0, 1]; got {top_p!r}")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-        raise InvalidInputError(f"top_k must be an integer >= 1; got {top_k!r}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise InvalidInputError(f"seed must be an integer, or None; got {seed!r}")
     refused = sorted(set(options) & set(_REFUSED))
     if refused:
         raise InvalidInputError(f"{', '.join(refused)} cannot be used with SpecKV; it sets or replaces them itself")

@@ -183,11 +183,7 @@ class SpecKV:
         prompts: Any,
         *,
         max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        top_k: int | None = None,
         stop: Sequence[str] = (),
-        seed: int | None = None,
         add_special_tokens: bool = True,
         protected: Sequence[Sequence[bool]] | None = None,
         **options: Any,
@@ -197,13 +193,13 @@ class SpecKV:
         Args:
             protected: Per prompt and id, whether SpecPC must keep it.
         """
-        stops = check_options(self.target, max_new_tokens, temperature, top_p, top_k, stop, seed, options)
+        sampling = Sampling.taken_from(options)
+        stops = check_options(self.target, max_new_tokens, stop, options)
         rows = as_list(prompts)
         if rows and isinstance(rows[0], str):
             tokenizer = self.target.require_tokenizer()
             rows = [tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in rows]
         check_ids(self.target, rows)
-        sampling = Sampling(float(temperature), top_p, top_k, seed)
         shields = [None] * len(rows) if protected is None else [list(row) for row in protected]
         requests = []
         for row, shield in zip(rows, shields, strict=True):

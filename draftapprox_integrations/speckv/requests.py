@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from ..errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class Sampling:
         temperature: 0 is greedy.
         top_p, top_k: Limits of sampling; None for none.
         seed: Makes sampling repeatable.
+
+    Raises:
+        InvalidInputError: names the argument, the value and the limit.
     """
 
     temperature: float = 0.0
@@ -23,13 +28,30 @@ class Sampling:
     top_k: int | None = None
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        temperature, top_p, top_k, seed = self.temperature, self.top_p, self.top_k, self.seed
+        if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+            raise InvalidInputError(f"temperature must be >= 0; got {temperature!r}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise InvalidInputError(f"top_p must be in (0, 1]; got {top_p!r}")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise InvalidInputError(f"top_k must be an integer >= 1; got {top_k!r}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise InvalidInputError(f"seed must be an integer, or None; got {seed!r}")
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Sampling:
+        """What `options` says of sampling, which is removed from it."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: options.pop(name) for name in names if name in options})
+
     def arguments(self) -> dict[str, Any]:
         """The arguments of `model.generate`."""
         if self.temperature == 0:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {
             "do_sample": True,
-            "temperature": self.temperature,
+            "temperature": float(self.temperature),
             "top_p": self.top_p or 1.0,
             "top_k": self.top_k or 0,
         }

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import LoadedModel, ModelSpec, load_model
-from ..naming import check_named, model_name
+from ..naming import Slot, check_named, model_name
 from .generator import Config, SpecKV
 
 Method = Literal["speckv", "speckvpc", "specpc", "full"]
@@ -78,7 +78,7 @@ def as_method(method: Method | None, config: Config | dict[str, Any] | None) -> 
     return method, settings
 
 
-class GeneratorSlot:
+class GeneratorSlot(Slot):
     """Holds the engine of an LLM part: given ready-made, or made on first use from names.
 
     Pickling keeps names and settings, not weights: what was given as an object must be given again.
@@ -159,14 +159,6 @@ class GeneratorSlot:
         with self._lock:
             if not isinstance(self._model, SpecKV):
                 self._engine = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GeneratorSlot) and self.__reduce__() == other.__reduce__()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __deepcopy__(self, memo: object) -> GeneratorSlot:
-        return self  # a copy of a part shares its models, it does not double them
 
     def __reduce__(self) -> tuple[type[GeneratorSlot], tuple[Any, ...]]:
         names = (self.model_name, self.draft_name)

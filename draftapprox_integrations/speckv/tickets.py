@@ -111,6 +111,10 @@ class _Held(ABC):
         self.generation = item
         return item
 
+    def _piece(self, item: Item, reader: PieceReader) -> str:
+        """The text that `item` adds; the result adds what was held back."""
+        return reader.feed(item) if isinstance(item, int) else reader.rest(self._finish(item).text)
+
     def _reader(self) -> PieceReader:
         if self._tokenizer is None:
             raise InvalidInputError("the target has no tokenizer, so it writes ids and cannot stream text")
@@ -137,15 +141,9 @@ class Ticket(_Held):
         """
         reader = self._reader()
         try:
-            while True:
-                item = self._next()
-                if isinstance(item, int):
-                    if piece := reader.feed(item):
-                        yield piece
-                    continue
-                if rest := reader.rest(self._finish(item).text):
-                    yield rest
-                return
+            while self.generation is None:
+                if piece := self._piece(self._next(), reader):
+                    yield piece
         finally:
             self.cancel()
 
@@ -184,15 +182,9 @@ class AsyncTicket(_Held):
         """As `Ticket.pieces`."""
         reader = self._reader()
         try:
-            while True:
-                item = await self._next()
-                if isinstance(item, int):
-                    if piece := reader.feed(item):
-                        yield piece
-                    continue
-                if rest := reader.rest(self._finish(item).text):
-                    yield rest
-                return
+            while self.generation is None:
+                if piece := self._piece(await self._next(), reader):
+                    yield piece
         finally:
             self.cancel()
 

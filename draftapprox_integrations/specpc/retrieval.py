@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import ModelSpec
-from ..naming import check_named, model_name, saved_name
+from ..naming import Slot, check_named, model_name, saved_name
 from ..results import CompressedPassage, CompressionResult, Span
 from ..tokenization import TokenizerSpec
 from .compressor import OnEmpty, SpecPC
@@ -43,7 +43,7 @@ class Kept:
     note: dict[str, Any] | None
 
 
-class EngineSlot:
+class EngineSlot(Slot):
     """Holds the `SpecPC` of a retrieval part: given ready-made, or made on first use from a name.
 
     Pickling keeps names and settings, not weights: what was given as an object must be given again.
@@ -91,14 +91,6 @@ class EngineSlot:
                 assert not isinstance(self._draft, SpecPC)
                 self._engine = SpecPC(self._draft, self.config, tokenizer=self._tokenizer)
             return self._engine
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, EngineSlot) and self.__reduce__() == other.__reduce__()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __deepcopy__(self, memo: object) -> EngineSlot:
-        return self  # a copy of a part shares its models, it does not double them
 
     def __reduce__(self) -> tuple[type[EngineSlot], tuple[str, SpecPCConfig, str | None]]:
         return EngineSlot, (self.draft_name, self.config, self.tokenizer_name)

@@ -13,22 +13,18 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from pydantic import BaseModel
 
-from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
+from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from draftapprox_integrations.errors import GenerationTimeoutError, InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecKVLLM, SpecPCCompressor
 from draftapprox_integrations.speckv import slot as slots
 
-from ..conftest import tiny_llama
-
-TIGHT = SpecKVConfig(max_capacity_prompt=32, window_size=8, lookahead_tokens=4)
-LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. " * 4
+from ..conftest import ticking
+from ..serving import LONG, TIGHT, direct
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_tokenizer) -> LoadedModel:
-    target = tiny_llama(eos_token_id=None)
-    target.generation_config.eos_token_id = None
-    return load_model((target, tiny_tokenizer))
+@pytest.fixture
+def tiny(endless):
+    return endless
 
 
 @pytest.fixture
@@ -39,10 +35,6 @@ def llm(tiny):
 @pytest.fixture
 def chat(tiny):
     return ChatSpecKV(tiny, config=TIGHT, max_tokens=8)
-
-
-def direct(tiny, prompt, **options):
-    return SpecKV(tiny, "self", TIGHT).generate(prompt, **{"max_new_tokens": 8, **options})[0]
 
 
 async def test_every_way_to_call_the_llm_gives_what_the_engine_gives(llm, tiny):
@@ -92,24 +84,17 @@ async def test_every_way_to_call_the_chat_model_gives_what_the_engine_gives(chat
 
 
 async def test_abatch_shares_batches_and_leaves_the_loop_free(chat, tiny):
-    sizes, ticks = [], 0
+    sizes = []
     handle = tiny.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )
 
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.002)
-            ticks += 1
-
-    clock = asyncio.create_task(tick())
-    await chat.abatch([LONG[i:] for i in range(6)], max_tokens=40)
-    clock.cancel()
+    async with ticking() as ticks:
+        await chat.abatch([LONG[i:] for i in range(6)], max_tokens=40)
     handle.remove()
     assert max(sizes) > 1
     assert len(sizes) < 6 * 40
-    assert ticks > 10
+    assert ticks() > 10
 
 
 def test_settings_of_a_call_win(chat, llm, tiny):

@@ -16,31 +16,23 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
-from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
+from draftapprox_integrations import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV
 from draftapprox_integrations.llama_index import SpecKVLLM, SpecPCPostprocessor
 
-from ..conftest import tiny_llama
-
-TIGHT = SpecKVConfig(max_capacity_prompt=32, window_size=8, lookahead_tokens=4)
-LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. " * 4
+from ..conftest import ticking
+from ..serving import LONG, TIGHT, direct
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_tokenizer) -> LoadedModel:
-    target = tiny_llama(eos_token_id=None)
-    target.generation_config.eos_token_id = None
-    return load_model((target, tiny_tokenizer))
+@pytest.fixture
+def tiny(endless):
+    return endless
 
 
 @pytest.fixture
 def llm(tiny):
     return SpecKVLLM(tiny, config=TIGHT, max_new_tokens=8)
-
-
-def direct(tiny, prompt, **options):
-    return SpecKV(tiny, "self", TIGHT).generate(prompt, **{"max_new_tokens": 8, **options})[0]
 
 
 async def test_the_eight_ways_to_call_it_agree(llm, tiny):
@@ -91,14 +83,6 @@ def test_events_and_token_counts(tiny):
 
 
 async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny):
-    ticks = 0
-
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.002)
-            ticks += 1
-
     async def read(number):
         stream = await llm.astream_complete(LONG[number:], max_new_tokens=30 if number % 2 else 3000)
         text = ""
@@ -109,13 +93,12 @@ async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny)
                 return None
         return text
 
-    clock = asyncio.create_task(tick())
-    found = await asyncio.wait_for(asyncio.gather(*(read(number) for number in range(8))), 60)
-    clock.cancel()
+    async with ticking() as ticks:
+        found = await asyncio.wait_for(asyncio.gather(*(read(number) for number in range(8))), 60)
     for number in range(1, 8, 2):
         prompt = f"<|user|>{LONG[number:]}<|end|><|assistant|>"
         assert found[number] == direct(tiny, prompt, max_new_tokens=30, add_special_tokens=False).text
-    assert ticks > 10
+    assert ticks() > 10
     for thread in threading.enumerate():
         if thread.name == "speckv-worker":
             await asyncio.to_thread(thread.join, 30)

@@ -21,7 +21,7 @@ from draftapprox_integrations.speckv.requests import Request, Sampling
 from draftapprox_integrations.speckv.tickets import Ticket
 from draftapprox_integrations.speckv.worker import Worker
 
-from ..conftest import tiny_llama
+from ..conftest import ticking, tiny_llama
 
 TIGHT = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
 LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. Today it is a small museum. " * 3
@@ -43,13 +43,6 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
     engine = SpecKV(*pair, TIGHT)
     texts = prompts(32)
     alone = [engine.generate(text, max_new_tokens=24)[0].text for text in texts]
-    ticks = 0
-
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.005)
-            ticks += 1
 
     async def read(number):
         found = ""
@@ -59,18 +52,17 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
                 break  # the reader leaves
         return found
 
-    clock = asyncio.create_task(tick())
-    tasks = [asyncio.create_task(read(number)) for number in range(32)]
-    await asyncio.sleep(0.05)
-    for number in range(3, 32, 4):
-        tasks[number].cancel()  # or its task is cancelled
-    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=120)
-    clock.cancel()
+    async with ticking(0.005) as ticks:
+        tasks = [asyncio.create_task(read(number)) for number in range(32)]
+        await asyncio.sleep(0.05)
+        for number in range(3, 32, 4):
+            tasks[number].cancel()  # or its task is cancelled
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=120)
     for number in range(0, 32, 2):
         assert results[number] == alone[number]
     for number in range(1, 32, 4):
         assert alone[number].startswith(results[number])
-    assert ticks > 20  # the event loop went on all the while
+    assert ticks() > 20  # the event loop went on all the while
     deadline = time.monotonic() + 20
     while engine._worker._thread is not None and time.monotonic() < deadline:
         await asyncio.sleep(0.01)

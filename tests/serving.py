@@ -1,0 +1,14 @@
+"""What the tests of both frameworks' LLM classes share: settings, a prompt, and the engine called directly."""
+
+from typing import Any
+
+from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig
+from draftapprox_integrations.results import Generation
+
+TIGHT = SpecKVConfig(max_capacity_prompt=32, window_size=8, lookahead_tokens=4)
+LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. " * 4
+
+
+def direct(model: LoadedModel, prompt: str, **options: Any) -> Generation:
+    """What the engine writes."""
+    return SpecKV(model, "self", TIGHT).generate(prompt, **{"max_new_tokens": 8, **options})[0]
