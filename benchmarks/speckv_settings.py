@@ -3,7 +3,8 @@
     python -m benchmarks.speckv_settings --data squad-like.json -n 40 --seed 11
     python -m benchmarks.speckv_settings --data squad-like.json -n 20 --lookahead
 
-The target's own greedy answer is the guess. KL as in benchmarks.speckv_accuracy, whose 200
+The target's own greedy answer is the guess, or (--guess self) what it writes from a quarter of the prompt that SpecPC
+chose, which is often another answer. KL as in benchmarks.speckv_accuracy, whose 200
 questions are left out here. With --lookahead answers of 96 tokens are asked for, and the guess is cut short.
 """
 
@@ -22,6 +23,7 @@ from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
 from draftapprox_integrations.answering import INSTRUCTION, as_prompt
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.speckv.lookahead import SelfLookahead
 
 from .common import Question, machine, squad_questions, table
 from .speckv_accuracy import kl
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--capacity", type=int, default=64)
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--guess", choices=["full", "self"], default="full", help="whose answer is the guess")
     parser.add_argument("--lookahead", action="store_true", help="vary the guess's length instead of the settings")
     args = parser.parse_args()
     model = load_model(args.model)
@@ -54,9 +57,10 @@ def main() -> None:
     found: dict[str, list[tuple[float, bool]]] = {}
     full_right = 0
     for question in questions:
-        full_right += _one(model, question, args.capacity, args.lookahead, found)
+        full_right += _one(model, question, args.capacity, args.lookahead, args.guess == "self", found)
     print(machine())
     print(f"{model.name}, {len(questions)} questions of {args.data.name}, seed {args.seed}, {args.capacity} KV pairs")
+    print(f"guess: {args.guess}")
     print(f"full cache: {full_right} answers right; {time.perf_counter() - begun:.0f} s\n")
     rows = [
         [name, f"{statistics.mean(k for k, _ in values):.3f}", str(sum(right for _, right in values))]
@@ -66,7 +70,9 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def _one(model: LoadedModel, question: Question, capacity: int, lengths: bool, found: dict[str, Any]) -> bool:
+def _one(
+    model: LoadedModel, question: Question, capacity: int, lengths: bool, own: bool, found: dict[str, Any]
+) -> bool:
     tokenizer = model.require_tokenizer()
     instruction = "Use the context to answer the question, and explain in detail." if lengths else INSTRUCTION
     messages = [{"role": "user", "content": as_prompt(question.passages, question.text, instruction)}]
@@ -82,6 +88,7 @@ def _one(model: LoadedModel, question: Question, capacity: int, lengths: bool, f
     full = model.model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[0, ids.shape[1] :]  # type: ignore[operator]
     whole = torch.cat([ids, full[None]], dim=1)
     reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
+    guess = SelfLookahead(model).guess(ids, mask, new)[0] if own else full
     cases: list[tuple[str, SpecKVConfig, torch.Tensor]] = []
     if lengths:
         config = SpecKVConfig(max_capacity_prompt=capacity)
@@ -89,9 +96,9 @@ def _one(model: LoadedModel, question: Question, capacity: int, lengths: bool, f
     else:
         for given in SETTINGS:
             config = SpecKVConfig(max_capacity_prompt=capacity, **given)
-            cases.append((", ".join(map(str, given.values())), config, full))
-    for name, config, guess in cases:
-        cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
+            cases.append((", ".join(map(str, given.values())), config, guess))
+    for name, config, written in cases:
+        cache, _ = prefill(attention_view(model.model), ids, mask, [written], config)
         again = copy.deepcopy(cache)
         positions = torch.arange(ids.shape[1] - 1, whole.shape[1] - 1)[None]
         seen = torch.ones_like(whole[:, :-1])

@@ -82,6 +82,11 @@ class Served(BaseModel):
         """Let go of the models; the memory is freed once no other part uses them. The next call loads them again."""
         self._slot.close()
 
+    @property
+    def draft_spec(self) -> ModelSpec:
+        """What a retrieval part takes as its draft to use the same model as this one."""
+        return self._slot.draft_spec
+
     def _arguments(self, defaults: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
         """Arguments for `SpecKV.submit`: the fields, then a framework's `defaults`, then what the call says."""
         names = ("temperature", "top_p", "top_k", "seed", "timeout")

@@ -11,5 +11,6 @@ except ImportError as error:
 
 from .llm import SpecKVLLM
 from .postprocessor import SpecPCPostprocessor
+from .rag import rag_query_engine
 
-__all__ = ["SpecKVLLM", "SpecPCPostprocessor"]
+__all__ = ["SpecKVLLM", "SpecPCPostprocessor", "rag_query_engine"]

@@ -145,6 +145,13 @@ class GeneratorSlot(Slot):
         """The target; its tokenizer is enough for what needs no engine."""
         return self.get().target
 
+    @property
+    def draft_spec(self) -> ModelSpec:
+        """The model that drafts: the target, where it drafts for itself or nothing is drafted."""
+        if isinstance(self._model, SpecKV):
+            return self._model.draft or self._model.target
+        return self._model if self._draft is None or self._draft == "self" else self._draft
+
     def other(self, model: str) -> GeneratorSlot:
         """A slot for another target with the same draft and settings."""
         assert not isinstance(self._draft, SpecKV)

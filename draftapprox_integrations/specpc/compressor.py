@@ -237,6 +237,10 @@ class SpecPC:
             draft_tokens=sum(len(prompt.ids) for prompt in prompts),
         )
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as the budget counts them."""
+        return self._counter.count(texts)
+
     def __deepcopy__(self, memo: object) -> SpecPC:
         return self  # it holds no state of a request; a copy would double the weights
 
