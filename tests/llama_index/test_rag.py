@@ -1,0 +1,40 @@
+"""rag_query_engine: retrieve, compress, ask."""
+
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, TextNode
+
+from draftapprox_integrations import SpecKVConfig
+from draftapprox_integrations.llama_index import SpecKVLLM, SpecPCPostprocessor, rag_query_engine
+
+NODES = [
+    TextNode(text="The old mill was built in 1821. Today it is a small museum. It closes in winter.", id_="mill"),
+    TextNode(text="The bridge was opened in 1932. It is painted red. Many cyclists cross it.", id_="bridge"),
+]
+QUESTION = "In which year was the bridge opened?"
+
+
+class Everything(BaseRetriever):
+    def _retrieve(self, query_bundle):
+        return [NodeWithScore(node=node, score=0.5 + 0.1 * place) for place, node in enumerate(NODES)]
+
+
+async def test_the_answer_and_what_it_rests_on(smol):
+    llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_new_tokens=24)
+    engine = rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20))
+    response = engine.query(QUESTION)
+    assert "1932" in str(response)
+    assert [node.node_id for node in response.source_nodes] == ["bridge"]
+    assert NODES[1].text.startswith(response.source_nodes[0].text)
+    assert str(await engine.aquery(QUESTION)) == str(response)
+    streaming = rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20), streaming=True)
+    assert "".join(streaming.query(QUESTION).response_gen) == str(response)
+
+
+def test_options_and_the_default_postprocessor(smol):
+    llm = SpecKVLLM(smol.draft, max_new_tokens=8)
+    first = SimilarityPostprocessor(similarity_cutoff=0.55)
+    engine = rag_query_engine(Everything(), llm, node_postprocessors=[first])
+    assert [node.node_id for node in engine.query(QUESTION).source_nodes] == ["bridge"]
+    assert engine._node_postprocessors[0] is first
+    assert engine._node_postprocessors[1]._slot.get().draft is smol.draft
