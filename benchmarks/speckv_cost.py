@@ -3,7 +3,8 @@
     python -m benchmarks.speckv_cost --tokens 1024 4096 8000
 
 Random prompts, the embedded model, a guess of 24 tokens that is given (the draft's own time is not part of this).
-Interleaved in one process, medians. Decoding is timed by feeding single tokens after each kind of prefill.
+Interleaved in one process; medians of the times, and of the ratios of neighbouring runs. Decoding is `model.generate`
+going on from a full cache, from SpecKV's, and from a plain cache of a prompt as short as what SpecKV keeps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
 
 from .common import machine, table
+from .specpc_cost import peak_bytes
 
 
 def main() -> None:
@@ -37,7 +40,7 @@ def main() -> None:
     loaded = load_model(args.model)
     model, view = loaded.model, attention_view(loaded.model)
     config = SpecKVConfig(max_capacity_prompt=args.capacity)
-    rows = []
+    times_table, memory_table = [], []
     for tokens in args.tokens:
         torch.manual_seed(0)
         ids = torch.randint(1000, 40_000, (1, tokens))
@@ -52,33 +55,47 @@ def main() -> None:
         def ours(ids: Tensor = ids, guess: Tensor = guess) -> DynamicCache:
             return prefill(view, ids, torch.ones_like(ids), [guess], config)[0]
 
-        times: dict[str, list[float]] = {"plain": [], "ours": [], "decode plain": [], "decode ours": []}
-        bytes_held: dict[str, int] = {}
+        few = ids[:, : args.capacity + 1]
+        times: dict[str, list[float]] = {name: [] for name in ("plain", "ours", "full", "kept", "equal")}
+        held: dict[str, int] = {}
         for _ in range(args.repeats + 1):  # the first round warms up
-            for name, run in (("plain", plain), ("ours", ours)):
-                seconds, cache = _timed(run)
-                bytes_held[name] = sum(_bytes(layer) for layer in cache.layers)
-                times[name].append(seconds)
-                start = cache.get_seq_length()
-                times[f"decode {name}"].append(_decode(model, cache, start, args.steps))
+            seconds, cache = _timed(plain)
+            times["plain"].append(seconds)
+            cache.crop(-args.lookahead - 1)
+            held["full"] = sum(_bytes(layer) for layer in cache.layers)
+            times["full"].append(_decode(model, ids, cache, args.steps))
+            seconds, cache = _timed(ours)
+            times["ours"].append(seconds)
+            held["kept"] = sum(_bytes(layer) for layer in cache.layers)
+            times["kept"].append(_decode(model, ids, cache, args.steps))
+            cache = plain(few[:, :-1])
+            times["equal"].append(_decode(model, few, cache, args.steps))
+        del cache
         median = {name: statistics.median(values[1:]) for name, values in times.items()}
-        rows.append(
+        ratio = {
+            (a, b): statistics.median(x / y for x, y in zip(times[a][1:], times[b][1:], strict=True))
+            for a, b in (("ours", "plain"), ("kept", "full"), ("kept", "equal"))
+        }
+        times_table.append(
             [
                 f"{tokens:,}",
                 f"{median['plain']:.2f} s",
                 f"{median['ours']:.2f} s",
-                f"{median['ours'] / median['plain']:.2f}",
-                f"{1000 * median['decode plain']:.1f} ms",
-                f"{1000 * median['decode ours']:.1f} ms",
-                f"{median['decode ours'] / median['decode plain']:.2f}",
-                f"{bytes_held['plain'] / 2**20:.1f}",
-                f"{bytes_held['ours'] / 2**20:.1f}",
+                f"{ratio['ours', 'plain']:.2f}",
+                *(f"{1000 * median[name]:.1f} ms" for name in ("full", "equal", "kept")),
+                f"{ratio['kept', 'full']:.2f}",
+                f"{ratio['kept', 'equal']:.2f}",
             ]
         )
+        peaks = [peak_bytes(partial(_timed, run)) for run in (plain, ours)]
+        memory = [*peaks, held["full"], held["kept"]]
+        memory_table.append([f"{tokens:,}", *(f"{size / 2**20:.1f}" for size in memory)])
     print(machine())
     print(f"{loaded.name} ({loaded.dtype}), {args.capacity} KV pairs per head, guess of {args.lookahead} tokens\n")
-    header = ["prompt", "plain prefill", "SpecKV's", "ratio", "decode/token, full", "SpecKV", "ratio"]
-    print(table([*header, "KV MiB, full", "SpecKV"], rows))
+    header = ["prompt", "plain prefill", "SpecKV's", "ratio", "token, full cache", "plain cache as small", "SpecKV"]
+    print(table([*header, "to full", "to as small"], times_table))
+    print("\nMiB:\n")
+    print(table(["prompt", "peak of a plain prefill", "of SpecKV's", "KV, full", "KV, SpecKV"], memory_table))
 
 
 @torch.inference_mode()
@@ -88,12 +105,11 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begun, result
 
 
-@torch.inference_mode()
-def _decode(model: Any, cache: DynamicCache, start: int, steps: int) -> float:
-    """Seconds per token."""
+def _decode(model: Any, ids: Tensor, cache: DynamicCache, steps: int) -> float:
+    """Seconds per token of `model.generate`, which goes on from a cache of all tokens but the last."""
+    options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False}
     begun = time.perf_counter()
-    for step in range(steps):
-        model(torch.tensor([[5000]]), position_ids=torch.tensor([[start + step]]), past_key_values=cache)
+    model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **options)
     return (time.perf_counter() - begun) / steps
 
 

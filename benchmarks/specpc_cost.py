@@ -81,7 +81,7 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
-def peak_bytes(run: Callable[[], None]) -> int:
+def peak_bytes(run: Callable[[], object]) -> int:
     """Peak memory of one run over what was there before."""
     gc.collect()
     if torch.cuda.is_available():
