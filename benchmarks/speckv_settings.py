@@ -14,6 +14,7 @@ import argparse
 import copy
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,10 @@ from draftapprox_integrations.speckv.lookahead import SelfLookahead
 from .common import Question, machine, squad_questions, table
 from .speckv_accuracy import kl
 
-SETTINGS: list[dict[str, Any]] = [
-    {"window_size": window, "reduction_type": reduction, "pool_type": pool, "kernel_size": kernel}
-    for window, reduction, pool, kernel in [
-        (32, "max", "max", 7), (8, "max", "max", 7), (8, "max", "max", 3), (8, "max", "max", 1), (8, "max", "mean", 3),
-        (8, "mean", "max", 3), (4, "max", "max", 3), (4, "max", "max", 1), (1, "max", "max", 3),
-    ]
-]  # fmt: skip
+SETTINGS = (
+    "32,max,max,7", "8,max,max,7", "8,max,max,3", "8,max,max,1", "8,max,mean,3", "8,mean,max,3", "4,max,max,3",
+    "4,max,max,1", "1,max,max,3",
+)  # fmt: skip
 LENGTHS = (0, 8, 16, 32, 64, 96)
 
 
@@ -47,6 +45,7 @@ def main() -> None:
     parser.add_argument("--capacity", type=int, default=64)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--guess", choices=["full", "self"], default="full", help="whose answer is the guess")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="window,reduction,pooling,kernel")
     parser.add_argument("--lookahead", action="store_true", help="vary the guess's length instead of the settings")
     args = parser.parse_args()
     model = load_model(args.model)
@@ -57,7 +56,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, bool]]] = {}
     full_right = 0
     for question in questions:
-        full_right += _one(model, question, args.capacity, args.lookahead, args.guess == "self", found)
+        full_right += _one(model, question, args.capacity, args.lookahead, args.guess == "self", args.settings, found)
     print(machine())
     print(f"{model.name}, {len(questions)} questions of {args.data.name}, seed {args.seed}, {args.capacity} KV pairs")
     print(f"guess: {args.guess}")
@@ -71,7 +70,13 @@ def main() -> None:
 
 @torch.inference_mode()
 def _one(
-    model: LoadedModel, question: Question, capacity: int, lengths: bool, own: bool, found: dict[str, Any]
+    model: LoadedModel,
+    question: Question,
+    capacity: int,
+    lengths: bool,
+    own: bool,
+    settings: Sequence[str],
+    found: dict[str, Any],
 ) -> bool:
     tokenizer = model.require_tokenizer()
     instruction = "Use the context to answer the question, and explain in detail." if lengths else INSTRUCTION
@@ -94,9 +99,11 @@ def _one(
         config = SpecKVConfig(max_capacity_prompt=capacity)
         cases = [(f"{length} tokens", config, full[:length]) for length in LENGTHS]
     else:
-        for given in SETTINGS:
-            config = SpecKVConfig(max_capacity_prompt=capacity, **given)
-            cases.append((", ".join(map(str, given.values())), config, guess))
+        for given in settings:
+            window, reduction, pool, kernel = given.split(",")
+            chosen: dict[str, Any] = {"reduction_type": reduction, "pool_type": pool, "kernel_size": int(kernel)}
+            config = SpecKVConfig(max_capacity_prompt=capacity, window_size=int(window), **chosen)
+            cases.append((given, config, guess))
     for name, config, written in cases:
         cache, _ = prefill(attention_view(model.model), ids, mask, [written], config)
         again = copy.deepcopy(cache)

@@ -13,6 +13,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would reach for the network fails instead
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers whose threads spin against each other are far slower
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
