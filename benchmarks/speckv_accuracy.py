@@ -3,9 +3,10 @@
     python -m benchmarks.speckv_accuracy --data squad-like.json --out rows.jsonl
 
 The embedded model is target and its own draft: its greedy answer is the lookahead, so "SpecKV" shows what the method
-can do, not what a smaller draft reaches; it runs with SpecKVConfig's defaults. "SpecKV self" is draft="self": the lookahead is written from a quarter of the
-prompt that SpecPC chose. SnapKV is the same engine without lookahead, with a window of 32 and a kernel of 7. KL is the mean over the tokens of the full
-cache's answer of KL(full cache || kept cache), in nats. Rows are kept in --out; a second run goes on from there.
+can do, not what a smaller draft reaches; it runs with SpecKVConfig's defaults. "SpecKV self" is draft="self": the
+lookahead is written from a quarter of the prompt that SpecPC chose. SnapKV is the same engine without lookahead, with a
+window of 32 and a kernel of 7. KL is the mean over the tokens of the full cache's answer of KL(full cache || kept
+cache), in nats. Rows are kept in --out; a second run goes on from there.
 """
 
 from __future__ import annotations
