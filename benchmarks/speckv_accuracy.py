@@ -6,7 +6,7 @@ The embedded model is target and its own draft: its greedy answer is the lookahe
 can do, not what a smaller draft reaches; it runs with SpecKVConfig's defaults. "SpecKV self" is draft="self": the
 lookahead is written from a quarter of the prompt that SpecPC chose. SnapKV is the same engine without lookahead, with a
 window of 32 and a kernel of 7. KL is the mean over the tokens of the full cache's answer of KL(full cache || kept
-cache), in nats. Rows are kept in --out; a second run goes on from there.
+cache), in nats. Rows are kept in --out; a second run goes on from there, and measures what a row lacks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from draftapprox_integrations.speckv.lookahead import SelfLookahead
 from .common import Question, machine, squad_questions, table, wilson
 
 METHODS = ("SnapKV", "SpecKV", "SpecKV self")
-SNAPKV = {"window_size": 32, "kernel_size": 7}
+SNAPKV: dict[str, Any] = {"window_size": 32, "kernel_size": 7}
 
 
 def main() -> None:
@@ -51,11 +52,13 @@ def main() -> None:
     questions = squad_questions(args.data, args.n, args.passages, args.seed)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     begun = time.perf_counter()
-    with args.out.open("a") as out:
-        for question in questions[len(rows) :]:
-            rows.append(measure(model, question, args.capacities, args.max_new_tokens))
-            out.write(json.dumps(rows[-1]) + "\n")
-            out.flush()
+    for index, question in enumerate(questions):
+        known = rows[index] if index < len(rows) else {}
+        missing = [name for name in METHODS if any(f"{name} {size} KL" not in known for size in args.capacities)]
+        if missing:
+            found = known | measure(model, question, args.capacities, args.max_new_tokens, missing)
+            rows[index : index + 1] = [found]
+            args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = rows[: args.n]
     tokens = statistics.mean(row["prompt"] for row in rows)
     print(machine())
@@ -67,7 +70,9 @@ def main() -> None:
     report(rows, args.capacities)
 
 
-def measure(model: LoadedModel, question: Question, capacities: Sequence[int], new: int) -> dict[str, object]:
+def measure(
+    model: LoadedModel, question: Question, capacities: Sequence[int], new: int, methods: Sequence[str]
+) -> dict[str, object]:
     """Answers and KL of one question."""
     tokenizer = model.require_tokenizer()
     messages = [{"role": "user", "content": as_prompt(question.passages, question.text)}]
@@ -86,8 +91,10 @@ def measure(model: LoadedModel, question: Question, capacities: Sequence[int], n
         whole = torch.cat([ids, full[None]], dim=1)
         reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
     row: dict[str, object] = {"prompt": ids.shape[1], "full": right(full)}
-    own = SelfLookahead(model).guess(ids, mask, new)[0]
-    for name, guess in zip(METHODS, (full[:0], full, own), strict=True):
+    for name in methods:
+        guess = full[:0] if name == "SnapKV" else full
+        if name == "SpecKV self":
+            guess = SelfLookahead(model).guess(ids, mask, new)[0]
         for capacity in capacities:
             config = SpecKVConfig(max_capacity_prompt=capacity, **(SNAPKV if name == "SnapKV" else {}))
             cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)

@@ -31,6 +31,7 @@ from transformers import (
 
 from . import embedded
 from .errors import InvalidInputError, MissingDependencyError, ModelLoadError
+from .guesses import Guesses
 
 ModelSpec: TypeAlias = (
     "str | os.PathLike[str] | LoadedModel | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase | None]"
@@ -51,6 +52,7 @@ class LoadedModel:
         tokenizer: None for a model that serves ids in, ids out.
         source: The spec to load it again from, or None for a pair (which cannot be serialized).
         lock: Held during a forward pass, so that many threads do not multiply the peak memory.
+        guesses: What it wrote for the benefit of another part.
     """
 
     name: str
@@ -58,6 +60,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase | None
     source: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    guesses: Guesses = field(default_factory=Guesses, repr=False)
 
     @property
     def device(self) -> torch.device:

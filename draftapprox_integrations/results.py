@@ -176,7 +176,8 @@ class Generation:
         timings: Seconds of the whole batch by step: "lookahead" (the draft's part), "prefill" (0 where nothing was
             dropped: it is then part of "decode"), "decode", "total"; and "queued", if it waited its turn.
         finish_reason: "stop" (end of sequence or a stop string), "length", or "cancelled".
-        lookahead_ids: What the draft guessed, in the target's vocabulary; empty if nothing had to be dropped.
+        lookahead_ids: What the draft guessed, here or in a retrieval part, in the target's vocabulary; empty if nothing
+            had to be dropped.
     """
 
     text: str

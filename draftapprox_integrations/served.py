@@ -87,6 +87,11 @@ class Served(BaseModel):
         """What a retrieval part takes as its draft to use the same model as this one."""
         return self._slot.draft_spec
 
+    def guess_tokens(self, max_new_tokens: int) -> int:
+        """How long a guess this part would have its draft write: what a retrieval part may leave for it."""
+        config = self._slot.config
+        return config.resolved_lookahead(max_new_tokens) if isinstance(config, SpecKVConfig) else 0
+
     def _arguments(self, defaults: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
         """Arguments for `SpecKV.submit`: the fields, then a framework's `defaults`, then what the call says."""
         names = ("temperature", "top_p", "top_k", "seed", "timeout")

@@ -53,6 +53,8 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         protect: Sentences that contain one of these strings are always kept.
         title_keys: Metadata keys that may hold a title, which the draft reads with the document's text.
         metadata_key: Where the spans are noted.
+        lookahead_tokens: Let the draft also guess the answer, with so many tokens, for an LLM of this package with the
+            same draft that answers from these documents: its draft need not read again. `rag_chain` sets it.
 
     Raises:
         InvalidInputError: a budget out of range; at use: no query, text that cannot be read.
@@ -70,6 +72,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
     protect: list[str] = Field(default_factory=list)
     title_keys: list[str] = Field(default_factory=lambda: ["title"])
     metadata_key: str = "specpc"
+    lookahead_tokens: int = Field(default=0, ge=0)
 
     _slot: EngineSlot = PrivateAttr()
 
@@ -138,6 +141,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             protect=self.protect,
             title_keys=self.title_keys,
             metadata_key=self.metadata_key,
+            lookahead_tokens=self.lookahead_tokens,
         )
         return [self._copy(documents[item.index], item) for item in kept]
 

@@ -38,14 +38,16 @@ def rag_chain(
     Args:
         retriever: Finds documents; let it find many, as the compressor makes them short.
         chat: Any chat model.
-        compressor: None: a `SpecPCCompressor` with the draft of a `ChatSpecKV`, or else the default draft.
+        compressor: None: a `SpecPCCompressor` with the draft of a `ChatSpecKV`, whose one reading serves both; with
+            another chat model, one with the default draft.
         prompt: With the variables "context" (the documents' text) and "question".
 
     Raises:
         InvalidInputError: at use: no question.
     """
-    if compressor is None:
-        compressor = SpecPCCompressor(chat.draft_spec if isinstance(chat, LangChainServed) else "default")
+    if compressor is None and isinstance(chat, LangChainServed):
+        compressor = SpecPCCompressor(chat.draft_spec, lookahead_tokens=chat.guess_tokens(chat.max_tokens))
+    compressor = compressor or SpecPCCompressor()
     template = prompt or ChatPromptTemplate.from_messages([("user", as_prompt(["{context}"], "{question}"))])
     shorten = RunnableLambda(_shortened_by(compressor), _shortened_by_async(compressor))
     answer: Runnable[Any, str] = RunnableLambda(_with_text) | template | chat | StrOutputParser()

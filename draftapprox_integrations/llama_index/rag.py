@@ -27,12 +27,14 @@ def rag_query_engine(
     Args:
         retriever: Finds nodes; let it find many, as the postprocessor makes them short.
         llm: Any LLM.
-        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`, or else the default draft.
+        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`, whose one reading serves both;
+            with another LLM, one with the default draft.
         **options: Further arguments of `RetrieverQueryEngine.from_args`: `streaming=True`, `text_qa_template`,
             `response_mode`; `node_postprocessors` run before the compression.
     """
-    if postprocessor is None:
-        postprocessor = SpecPCPostprocessor(llm.draft_spec if isinstance(llm, SpecKVLLM) else "default")
+    if postprocessor is None and isinstance(llm, SpecKVLLM):
+        postprocessor = SpecPCPostprocessor(llm.draft_spec, lookahead_tokens=llm.guess_tokens(llm.max_new_tokens))
+    postprocessor = postprocessor or SpecPCPostprocessor()
     options.setdefault("text_qa_template", PromptTemplate(as_prompt(["{context_str}"], "{query_str}")))
     before = options.pop("node_postprocessors", None) or []
     return RetrieverQueryEngine.from_args(retriever, llm=llm, node_postprocessors=[*before, postprocessor], **options)

@@ -103,6 +103,42 @@ class SelfLookahead:
         return self._draft.guess(*pad_left(rows), tokens, interrupted)
 
 
+class LeftLookahead:
+    """The guess that a retrieval part left for this very prompt; where there is none, `other` writes it.
+
+    Args:
+        target: Who is to answer.
+        draft: With whom guesses are left.
+        other: Writes what is missing.
+    """
+
+    def __init__(self, target: LoadedModel, draft: LoadedModel, other: Lookahead | SelfLookahead):
+        self._target, self._draft, self._other = target, draft, other
+        self.same_vocabulary = other.same_vocabulary
+
+    def guess(
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: int, interrupted: Callable[[], bool] = bool
+    ) -> list[Tensor]:
+        """As `Lookahead.guess`."""
+        found = [self._left(row[keep.bool()], tokens) for row, keep in zip(input_ids, attention_mask, strict=True)]
+        missing = [row for row, guess in enumerate(found) if guess is None]
+        if missing:
+            written = self._other.guess(input_ids[missing], attention_mask[missing], tokens, interrupted)
+            for row, guess in zip(missing, written, strict=True):
+                found[row] = guess
+        return [guess for guess in found if guess is not None]
+
+    def _left(self, ids: Tensor, tokens: int) -> Tensor | None:
+        tokenizer = self._target.tokenizer
+        if tokenizer is None or not self._draft.guesses:
+            return None
+        guess = self._draft.guesses.find(str(tokenizer.decode(ids, skip_special_tokens=True)))
+        if guess is None:
+            return None
+        own = guess.ids if self.same_vocabulary else tokenizer(guess.text, add_special_tokens=False)["input_ids"]
+        return torch.tensor(own[:tokens], dtype=torch.long)
+
+
 def same_vocabulary(target: LoadedModel, draft: LoadedModel) -> bool:
     """Whether token ids mean the same to both."""
     if target.tokenizer is None or draft.tokenizer is None:

@@ -165,6 +165,7 @@ class SpecPC:
         titles: Sequence[str | None] | None = None,
         on_empty: OnEmpty = "drop",
         protect: Sequence[Pattern] = (),
+        lookahead_tokens: int = 0,
     ) -> CompressionResult:
         """Keep what the draft looks at when it reads the passages with the question.
 
@@ -178,6 +179,9 @@ class SpecPC:
             on_empty: "drop" lets a passage lose everything; "keep_best" first gives each passage its best unit; where
                 the budget cannot pay for all of these, the least wanted keep only the first words of it.
             protect: Strings, or compiled patterns: units that contain a match are always kept.
+            lookahead_tokens: Let the draft go on and guess the answer with so many tokens, for a `SpecKV` with the same
+                draft that is given the kept text and the question next: it then need not guess itself. Only where all
+                passages fit one reading. The scores are not changed by it.
 
         Returns:
             One entry per passage, in order. Passages that together fit the budget pass through untouched and
@@ -193,6 +197,9 @@ class SpecPC:
         titles = check_titles(titles, len(passages))
         check_budget(max_tokens, ratio)
         protect = check_protect(protect)
+        if isinstance(lookahead_tokens, bool) or not isinstance(lookahead_tokens, int) or lookahead_tokens < 0:
+            raise InvalidInputError(f"lookahead_tokens must be an integer >= 0; got {lookahead_tokens!r}")
+        guess: Tensor | None = None
         if on_empty not in ("drop", "keep_best"):
             raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
         builder, counter = self._builder, self._counter
@@ -208,12 +215,15 @@ class SpecPC:
             encoded = builder.reader.encode(passages)
             prompts = builder.build(encoded, builder.headers(titles), query)
             tokenized = time.perf_counter()
-            token_scores = self._read_prompts(prompts, encoded)
+            token_scores, guess = self._read_prompts(prompts, encoded, lookahead_tokens)
             drafted = time.perf_counter()
             ranking = rank_units(passages, encoded, token_scores, self.config, protect)
             packed = self._pack(passages, before, ranking, budget, best_of_each=on_empty == "keep_best")
             scores = ranking.passage_scores
             heat = [_heat(tokens, found) for tokens, found in zip(encoded, token_scores, strict=True)]
+        if guess is not None:
+            text = self.draft.require_tokenizer().decode(guess, skip_special_tokens=True)
+            self.draft.guesses.leave(query, packed.texts, guess.tolist(), str(text))
         done = time.perf_counter()
         return CompressionResult(
             passages=[
@@ -264,19 +274,34 @@ class SpecPC:
             return TokenCounter(self.draft.require_tokenizer(), self.draft.name)
         return TokenCounter(self.tokenizer)
 
-    def _read_prompts(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded]) -> list[Tensor]:
-        """Per passage float32 [tokens]: how much the draft looked at each of its tokens."""
+    def _read_prompts(
+        self, prompts: Sequence[Prompt], encoded: Sequence[Encoded], guess_tokens: int = 0
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Per passage float32 [tokens]: how much the draft looked at each token; and its guess of the answer."""
+        guess: Tensor | None = None
+        if len(prompts) > 1 or len(prompts[0].ids) + guess_tokens > self.draft.context_window:
+            guess_tokens = 0
         scores = [torch.zeros(len(tokens.ids)) for tokens in encoded]
         for prompt in prompts:
             ids = torch.tensor([prompt.ids])
             window = min(self.config.window_size or prompt.window, len(prompt.ids))
             with self.draft.lock:
-                found = read_importance(
-                    self._view, ids, torch.ones_like(ids), window, self.config, draft_tokens=False
-                ).scores[0]
+                more = max(guess_tokens - (self.config.lookahead_tokens or 1), 0)
+                read = read_importance(
+                    self._view,
+                    ids,
+                    torch.ones_like(ids),
+                    window,
+                    self.config,
+                    draft_tokens=guess_tokens > 0,
+                    unscored_tokens=more,
+                )
+            found = read.scores[0]
+            if read.lookahead_ids is not None:
+                guess = read.lookahead_ids[0]
             for segment, place in prompt.places:
                 scores[segment.passage][segment.start : segment.stop] = found[place : place + segment.tokens]
-        return scores
+        return scores, guess
 
     def _pack(
         self, passages: Sequence[str], before: Sequence[int], ranking: Ranking, budget: int, *, best_of_each: bool

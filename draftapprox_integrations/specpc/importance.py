@@ -6,6 +6,7 @@ prompt token while the layers run. Nothing of size [heads, queries, tokens] outl
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,7 @@ def read_importance(
     config: SpecPCConfig,
     *,
     draft_tokens: bool = True,
+    unscored_tokens: int = 0,
 ) -> Importance:
     """Run the draft over a left-padded batch and reduce what its last `window` tokens attend to.
 
@@ -98,6 +100,7 @@ def read_importance(
             `prefill_chunk_size` are used here.
         draft_tokens: also return the drafted ids. With False and one lookahead token the forward pass ends at
             the last layer's scores: no LM head, no last MLP.
+        unscored_tokens: draft so many tokens more, without listening to their attention.
 
     Raises:
         ScoringError: a score is NaN or infinite.
@@ -109,13 +112,14 @@ def read_importance(
     steps = config.lookahead_tokens or 1
     # Offloaded weights are moved by hooks that must run to their end, so then the pass is not cut short.
     offloaded = any(parameter.device.type == "meta" for parameter in view.parameters())
-    reducer.stop_after_last = steps == 1 and not draft_tokens and not offloaded
+    total = steps + unscored_tokens
+    reducer.stop_after_last = total == 1 and not draft_tokens and not offloaded
 
     device = input_device(view)
     ids, mask = input_ids.to(device), attention_mask.to(device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     chunk = config.prefill_chunk_size or prompt
-    cache = DynamicCache(config=view.config) if steps > 1 or chunk < prompt else None
+    cache = DynamicCache(config=view.config) if total > 1 or chunk < prompt else None
     logits: Tensor | None = None
     with observing(reducer):
         for start in range(0, prompt, chunk):
@@ -131,7 +135,7 @@ def read_importance(
         logits = out.logits[:, -1]
     drafted: list[Tensor] | None = None
     if logits is not None:
-        drafted = _draft(view, reducer, mask, positions[:, -1], logits, cache, steps)
+        drafted = _draft(view, reducer, mask, positions[:, -1], logits, cache, steps, unscored_tokens)
     if reducer.layers_seen == 0:
         raise UnsupportedModelError(
             f"{type(view).__name__} computed no attention that could be observed; choose another draft model."
@@ -153,11 +157,12 @@ def _draft(
     logits: Tensor,
     cache: DynamicCache | None,
     steps: int,
+    unscored: int,
 ) -> list[Tensor]:
     """Greedy decoding; each step's query looks at the prompt too. The last drafted token is never fed."""
     ends = end_ids(view)
     drafted = [logits.argmax(-1)]
-    for _ in range(steps - 1):
+    for step in range(steps + unscored - 1):
         if ends:
             reducer.active &= ~torch.isin(drafted[-1].cpu(), torch.tensor(ends))
         if not reducer.active.any():
@@ -165,7 +170,7 @@ def _draft(
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         position = position + 1
         reducer.end += 1
-        with observing(reducer):
+        with observing(reducer) if step < steps - 1 else nullcontext():
             out = view(
                 input_ids=drafted[-1][:, None],
                 attention_mask=mask if _padded(mask) else None,

@@ -109,6 +109,7 @@ def compress_retrieved(
     protect: Sequence[Pattern],
     title_keys: Sequence[str],
     metadata_key: str,
+    lookahead_tokens: int = 0,
 ) -> tuple[list[Kept], CompressionResult | None]:
     """Compress the texts among some retrieved items.
 
@@ -117,7 +118,7 @@ def compress_retrieved(
         texts: Per item its text, or None for one that has none (an image); such an item is always passed on.
         metadata: Per item its metadata, in which the title is looked up.
         query: The question.
-        max_tokens, ratio, on_empty, protect: as `SpecPC.compress`.
+        max_tokens, ratio, on_empty, protect, lookahead_tokens: as `SpecPC.compress`.
         on_error: "raise", or "passthrough": log the error and pass every item on as it is.
         title_keys: The first of these that an item's metadata has is its title.
         metadata_key: Where an item compressed before has its note; the new note then speaks of the original too.
@@ -140,6 +141,7 @@ def compress_retrieved(
             titles=[_title(metadata[index], title_keys) for index in places],
             on_empty=on_empty,
             protect=protect,
+            lookahead_tokens=lookahead_tokens,
         )
     except Exception as error:
         if on_error == "raise":
