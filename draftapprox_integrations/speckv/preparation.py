@@ -16,7 +16,7 @@ from ..errors import InvalidInputError
 from ..models import LoadedModel, pad_left
 from ..specpc.compressor import SpecPC
 from .eviction import prefill
-from .lookahead import Lookahead, SelfLookahead, same_vocabulary
+from .lookahead import LeftLookahead, Lookahead, SelfLookahead, same_vocabulary
 from .requests import Request
 
 
@@ -61,7 +61,7 @@ class Preparation:
         self.target, self.draft, self.config, self.own = target, draft, config, own
         self.speckv: SpecKVConfig | None = config if isinstance(config, SpecKVConfig) else None
         self._specpc: SpecPC | None = None
-        self._lookahead: Lookahead | SelfLookahead | None = None
+        self._lookahead: LeftLookahead | None = None
         if isinstance(config, SpecKVPCConfig):
             self.speckv = config.speckv
         if self.speckv is not None:
@@ -82,7 +82,8 @@ class Preparation:
                 "which is SnapKV"
             )
         elif draft is not None:
-            self._lookahead = SelfLookahead(target) if own else Lookahead(target, draft)
+            other = SelfLookahead(target) if own else Lookahead(target, draft)
+            self._lookahead = LeftLookahead(target, draft, other)
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens stays as it is, with all its pairs."""
