@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.heatmap import DARK, LEVELS, LIGHT, render_fragment, render_page
+from draftapprox_integrations.heatmap import render_fragment, render_page
+from draftapprox_integrations.heatmap_style import DARK, LEVELS, LIGHT
 from draftapprox_integrations.results import CompressedPassage, CompressionResult
 
 VOID = {"meta", "input"}
@@ -246,19 +247,23 @@ def test_page_is_a_document():
     assert [tag for tag, _ in tags if re.fullmatch(r"h\d", tag)] == ["h1", "h2"]
 
 
-def test_page_controls_are_labelled():
-    reader = Reader(render_page(result(passage("x", heat=[(0, 1, 1.0)]))))
+@RENDERERS
+def test_controls_are_labelled(render):
+    reader = Reader(render(result(passage("x", heat=[(0, 1, 1.0)]))))
     inputs = [attributes["type"] for tag, attributes in reader.tags if tag == "input"]
     assert inputs == ["radio", "radio", "checkbox"]
     assert len([tag for tag, _ in reader.tags if tag == "label"]) == len(inputs)
-    assert {"all text", "only kept text", "attention heat"} <= set(reader.shown)
+    assert {"kept and dropped", "kept only", "attention heat"} <= set(reader.shown)
 
 
 def test_fragments_do_not_clash():
     html = render_fragment(result(passage("x", heat=[(0, 1, 1.0)])))
     tags = Reader(html + html).tags
-    assert not [attributes for _, attributes in tags if attributes.keys() & {"id", "name", "for"}]
-    assert not {"html", "head", "body", "input", "h1", "h2", "script"} & {tag for tag, _ in tags}
+    assert not [attributes for _, attributes in tags if attributes.keys() & {"id", "for"}]
+    assert not {"html", "head", "body", "h1", "h2", "script"} & {tag for tag, _ in tags}
+    # Radio buttons of the same name are one group, unless each has its own form.
+    parts = re.split(r"(</?form\b[^>]*>)", html + html)
+    assert [len(re.findall(r"<input\b", part)) for part in parts] == [0, 0, 3, 0, 0, 0, 3, 0, 0]
 
 
 def test_style_reaches_nothing_outside():
@@ -300,13 +305,16 @@ def contrast(one: str, other: str) -> float:
 def test_contrast(theme):
     grounds = ["page", "card"]
     pairs = [("text", name) for name in [*grounds, *(f"k{n}" for n in range(LEVELS))]]
-    pairs += [("muted", name) for name in [*grounds, *(f"d{n}" for n in range(2, LEVELS))]]
+    pairs += [("faded", name) for name in [*grounds, *(f"d{n}" for n in range(2, LEVELS))]]
+    pairs += [("muted", name) for name in grounds]
     pairs += [("accent", "page")]
     for ink, ground in pairs:
         assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+    assert contrast(theme["text"], theme["faded"]) >= 3  # kept and dropped differ without colour
     # Hotter is always further from the card.
-    steps = [contrast(theme["card"], theme[f"k{n}"]) for n in range(LEVELS)]
-    assert steps == sorted(steps)
+    for letter, first in (("k", 0), ("d", 2)):
+        steps = [contrast(theme["card"], theme[f"{letter}{n}"]) for n in range(first, LEVELS)]
+        assert steps == sorted(steps)
 
 
 def test_contrast_colours_are_those_of_the_page():
@@ -329,3 +337,70 @@ def test_size_of_a_long_text():
     assert time.perf_counter() - begun < 10  # about 0.4 s; the bound is for a busy machine
     assert len(html) < 10 * len(text)
     assert Reader(html).text() == text
+    assert Reader(html).kept() == "".join(text[a:b] for a, b in kept)
+
+
+# ---------------------------------------------------------------------- long and empty results
+
+
+def sentences(count: int, words: int = 12, start: int = 0) -> CompressedPassage:
+    """Sentences of 60 characters, every third kept; attention that differs from each word to the next."""
+    tokens = words * count
+    heat = [(5 * n, 5 * n + 5, (((n + start) * 7919) % 101 / 101) ** 4) for n in range(tokens)]
+    kept = [(5 * words * n, 5 * words * (n + 1)) for n in range(0, count, 3)]
+    return passage("word " * tokens, kept, heat)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(lambda: [sentences(5000)], id="one passage"),
+        pytest.param(lambda: [sentences(100, start=n) for n in range(50)], id="50 passages"),
+        pytest.param(lambda: [sentences(1, start=n) for n in range(5000)], id="5000 passages"),
+    ],
+)
+def test_number_of_elements_is_bounded(found):
+    """5,000 sentences have 60,000 tokens; the elements for their heat are limited, what is kept is exact."""
+    passages = found()
+    page = render_page(result(*passages))
+    reader = Reader(page)
+    stretches = sum(2 * len(given.kept) for given in passages)
+    assert len(reader.tags) < 20_000 + 2 * stretches + 14 * len(passages) + 100
+    assert "averaged over neighbouring words" in page
+    for index, given_passage in enumerate(passages):
+        assert reader.text(index) == given_passage.original
+        assert reader.kept(index) == "".join(given_passage.original[a:b] for a, b in given_passage.kept)
+
+
+def test_averaged_heat_shows_the_warm_part():
+    """Of a text too long for every word to have its own colour, the half that was read more is the warmer one."""
+    tokens = 60_000
+    heat = [(5 * n, 5 * n + 5, (n % 7) * (1.0 if n < tokens / 2 else 0.05)) for n in range(tokens)]
+    levels = Reader(render_page(result(passage("word " * tokens, heat=heat)))).levels()
+    half = len(levels) // 2
+    assert sum(levels[:half]) > 2 * sum(levels[half:])
+    assert "averaged" not in render_page(result(passage("word " * 1000, heat=heat[:1000])))
+
+
+@RENDERERS
+def test_notes_say_why_there_is_nothing(render):
+    assert "There were no passages" in render(result())
+    assert "Nothing was kept" in render(result(passage("gone", kept=[])))
+    assert "Nothing was kept" not in render(result(passage("gone", kept=[]), passage("here")))
+    assert "(no question)" in render(result(query=""))
+
+
+@RENDERERS
+def test_preview_is_short(render):
+    reader = Reader(render(result(passage("word \n" * 1000), passage("short"))))
+    previews = [text for text in reader.shown if text.startswith(("word", "short"))]
+    assert previews == ["word " * 24 + "…", "short"]
+
+
+@RENDERERS
+def test_bar_has_a_segment_per_passage(render):
+    def segments(count: int) -> int:
+        return render(result(*[passage("x") for _ in range(count)])).count("flex-grow")
+
+    assert [segments(count) for count in (1, 12, 60, 61)] == [1, 12, 60, 1]
+    assert "width:4.5%" in render(result(passage("x")))  # 56 of 1,234 tokens
