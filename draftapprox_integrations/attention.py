@@ -51,6 +51,18 @@ class Observer(Protocol):
         """
 
 
+class SelfAttending(Protocol):
+    """What a cache layer hands over in place of keys and values that are no dense tensors."""
+
+    def attend(self, query: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Attention of query [batch, heads, new tokens, head_dim], as [batch, new tokens, heads, head_dim].
+
+        Args:
+            query, scaling: as for `Observer.observe`.
+            mask: as the layer's `get_mask_sizes` asked for it.
+        """
+
+
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Raised by an observer that has seen enough; nothing after this layer's scores is computed."""
 
@@ -73,8 +85,8 @@ def observing(observer: Observer) -> Iterator[None]:
 def _observed_sdpa(
     module: torch.nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | SelfAttending,
+    value: Any,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -86,15 +98,12 @@ def _observed_sdpa(
                 f"{type(module).__name__} uses {'soft-capped logits' if name == 'softcap' else 'attention sinks'}, "
                 "which SDPA cannot compute exactly. Choose another draft model, for example Qwen2.5-0.5B-Instruct."
             )
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not isinstance(key, Tensor):
+        return key.attend(query, attention_mask, factor), None
     observer = _observer.get()
     if observer is not None:
-        observer.observe(
-            int(getattr(module, "layer_idx", 0)),
-            query,
-            key,
-            attention_mask,
-            query.shape[-1] ** -0.5 if scaling is None else scaling,
-        )
+        observer.observe(int(getattr(module, "layer_idx", 0)), query, key, attention_mask, factor)
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 

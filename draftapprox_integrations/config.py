@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 Granularity = Literal["token", "word", "sentence"]
 PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
+HeadBudgets = Literal["uniform", "adaptive"]
 
 # The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded.
 LOOKAHEAD_LIMIT = 64
@@ -28,6 +29,11 @@ def _check_int(name: str, value: Any, low: int) -> None:
         raise ValueError(f"{name} must be an integer >= {low}; got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be >= {low}; got {value}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1]; got {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -157,13 +163,20 @@ class SpecKVConfig:
     """Which KV pairs of the target SpecKV keeps (paper section 4.1; names as in its repository).
 
     Args:
-        max_capacity_prompt: KV pairs kept per layer and KV head, the window included. At least `window_size`.
-        window_size: Number of last prompt tokens whose queries look beside the lookahead's, and whose pairs stay.
+        max_capacity_prompt: KV pairs kept per layer and KV head, the window included; their mean over a layer's KV
+            heads where `head_budgets` is "adaptive". At least `window_size`.
+        window_size: Number of last prompt tokens whose queries look beside the lookahead's, and whose pairs stay. None
+            stands for 8, or 32 with `lookahead_tokens=0`, as SnapKV has it: with a guess the window has less to say, and
+            its pairs are better spent (docs/LOG.md). The paper's published settings have 32.
         pool_type: Smoothing of scores along the prompt: "max" or "mean".
         kernel_size: Width of the smoothing window in tokens, odd.
         reduction_type: How the queries and the heads of a KV group become one number: "max" or "mean".
         lookahead_tokens: Tokens the draft writes to guess the answer. None: as many as are to be generated, at most
             `LOOKAHEAD_LIMIT`. 0: no draft, which is SnapKV.
+        head_budgets: "uniform": every KV head keeps as many pairs. "adaptive" (Ada-KV, Feng et al. 2024): the heads of
+            a layer share one budget, which goes to the highest scores wherever they are.
+        floor_alpha: With "adaptive", the part of `max_capacity_prompt - window_size` that every head keeps beyond the
+            window, in [0, 1]; 1 is the same as "uniform".
         prefill_window_size, prefill_vertical_size: The paper's sparse prefill; accepted so that published
             settings can be copied, not used yet: the prefill is dense.
 
@@ -172,23 +185,26 @@ class SpecKVConfig:
     """
 
     max_capacity_prompt: int = 256
-    window_size: int = 32
+    window_size: int | None = None
     pool_type: Reduction = "max"
     kernel_size: int = 7
     reduction_type: Reduction = "max"
     lookahead_tokens: int | None = None
+    head_budgets: HeadBudgets = "uniform"
+    floor_alpha: float = 0.2
     prefill_window_size: int = 2048
     prefill_vertical_size: int = 2048
 
     def __post_init__(self) -> None:
         _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
-        _check_int("window_size", self.window_size, 1)
+        if self.window_size is not None:
+            _check_int("window_size", self.window_size, 1)
         _check_int("kernel_size", self.kernel_size, 1)
         _check_int("prefill_window_size", self.prefill_window_size, 1)
         _check_int("prefill_vertical_size", self.prefill_vertical_size, 1)
         if self.lookahead_tokens is not None:
             _check_int("lookahead_tokens", self.lookahead_tokens, 0)
-        if self.window_size > self.max_capacity_prompt:
+        if self.window_size is not None and self.window_size > self.max_capacity_prompt:
             raise ValueError(
                 f"window_size must be <= max_capacity_prompt ({self.max_capacity_prompt}), "
                 f"because the window is always kept; got {self.window_size}"
@@ -196,7 +212,15 @@ class SpecKVConfig:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that pooling is centred; got {self.kernel_size}")
         _check_choice("pool_type", self.pool_type, get_args(Reduction))
+        _check_choice("head_budgets", self.head_budgets, get_args(HeadBudgets))
+        _check_share("floor_alpha", self.floor_alpha)
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
+
+    def resolved_window(self) -> int:
+        """The window in use: `window_size`, or what None stands for."""
+        if self.window_size is not None:
+            return self.window_size
+        return min(32 if self.lookahead_tokens == 0 else 8, self.max_capacity_prompt)
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
         """Tokens to guess when `max_new_tokens` are to be written."""

@@ -17,7 +17,8 @@ from ..attention import StopForward, observing, tail_attention
 from ..config import SpecKVConfig
 from ..errors import ScoringError, UnsupportedModelError
 from ..models import input_device
-from .scores import choose_kv, pool_kv_scores
+from .ragged import RaggedLayer
+from .scores import choose_kv, pool_kv_scores, share_kv
 
 
 class EvictedLayer(DynamicLayer):
@@ -60,9 +61,9 @@ class _Evictor:
         self.interrupted = interrupted
         self.cache, self.prompt, self.config, self.last_layer = cache, prompt, config, last_layer
         self.extra = mask.shape[1] - (prompt - 1)  # the last prompt token, which is fed again, and the lookahead
-        self.padding = ~mask[:, : prompt - config.window_size - 1].bool()
+        self.padding = ~mask[:, : prompt - config.resolved_window() - 1].bool()
         self.real = mask[:, :prompt].sum(dim=1)
-        self.queries = mask[:, prompt - config.window_size - 1 :].bool()  # a lookahead that ended early is padded
+        self.queries = mask[:, prompt - config.resolved_window() - 1 :].bool()  # a lookahead that ended early is padded
         self.kept: dict[int, Tensor] = {}
         self.scores: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -78,8 +79,7 @@ class _Evictor:
                 raise ScoringError(
                     "the target model's attention is NaN. Load it with dtype='float32', or check its weights."
                 )
-            chosen = choose_kv(pooled, self.real, self.config.max_capacity_prompt, self.config.window_size)
-            held.keep(chosen, self.prompt - 1)
+            chosen = self._evict(layer, held, pooled)
             self.kept[layer], self.scores[layer] = chosen, (raw, pooled)
         elif isinstance(held, DynamicSlidingWindowLayer):  # small already: only what is after the prompt goes
             held.crop(-self.extra)
@@ -90,12 +90,26 @@ class _Evictor:
         if layer == self.last_layer:
             raise StopForward
 
+    def _evict(self, layer: int, held: EvictedLayer, pooled: Tensor) -> Tensor:
+        """Drop what is not chosen; what is chosen, as `choose_kv` or `share_kv` gives it."""
+        settings, length = self.config, self.prompt - 1
+        capacity, window = settings.max_capacity_prompt, settings.resolved_window()
+        if settings.head_budgets == "uniform":
+            chosen = choose_kv(pooled, self.real, capacity, window)
+            held.keep(chosen, length)
+            return chosen
+        assert held.keys is not None
+        assert held.values is not None
+        chosen = share_kv(pooled, self.real, capacity, window, settings.floor_alpha)
+        self.cache.layers[layer] = RaggedLayer(held.keys, held.values, chosen)
+        return chosen
+
     def _score(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """float32 [batch, kv_heads, prompt - window - 1]: attention of the last queries, reduced over the group."""
         batch, heads, total, _ = query.shape
         kv_heads = key.shape[1]
         group = heads // kv_heads
-        columns = self.prompt - self.config.window_size - 1
+        columns = self.prompt - self.config.resolved_window() - 1
         rows = total - columns
         valid = self.queries.to(query.device)
         found = torch.zeros(batch, kv_heads, columns, device=query.device)

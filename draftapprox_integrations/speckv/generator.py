@@ -23,6 +23,7 @@ from ..naming import model_name
 from ..results import Generation, Usage
 from .checks import as_list, check_ids, check_options
 from .preparation import Preparation, Prepared
+from .ragged import decoding_model
 from .requests import Request, Sampling
 from .stopping import CatchNan, Row, Watch, cut_at_stop
 from .tickets import AsyncTicket, Ticket
@@ -276,7 +277,7 @@ class SpecKV:
         return self._preparation
 
     def _decode(self, requests: Sequence[Request], ready: Prepared) -> list[Row]:
-        model, device = self.target.model, self.target.device
+        model, device = decoding_model(self.target.model, ready.cache), self.target.device
         options = dict(requests[0].options)
         ends = options.get("eos_token_id", end_ids(model))
         ends = [ends] if isinstance(ends, int) else list(ends or [])

@@ -15,6 +15,7 @@ from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import load_model
 from .preparation import Preparation
+from .ragged import decoding_model
 
 
 @contextmanager
@@ -58,7 +59,7 @@ class _Generate:
             options["past_key_values"] = ready.cache
         if ready.ids.shape[1] != ids.shape[1]:  # max_length speaks of the whole prompt
             options["max_new_tokens"] = new
-        out = self._model.generate(  # type: ignore[operator]
+        out = decoding_model(self._model, ready.cache).generate(  # type: ignore[operator]
             input_ids=ready.ids.to(ids.device), attention_mask=ready.mask.to(ids.device), **options
         )
         sequences = out if isinstance(out, Tensor) else out.sequences
