@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,19 @@ class Golden:
         if name not in self._models:
             self._models[name] = AutoModelForCausalLM.from_pretrained(GOLDEN / "models" / name, dtype=torch.float32)
         return self._models[name]
+
+
+@pytest.fixture(autouse=True)
+def event_loop_of_its_own(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For synchronous tests: LlamaIndex's synchronous calls take the thread's loop, or make one and leave it open."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(scope="session")
