@@ -52,6 +52,19 @@ def test_every_public_name_is_in_the_reference(site):
             assert f"{module.__name__}.{name}" in documented
 
 
+def test_the_reference_knows_the_fields_of_the_classes(site):
+    for page, field, kind, default in [
+        ("langchain", "on_empty", "OnEmpty", "&#39;drop&#39;"),
+        ("langchain", "top_k", "int | None", "None"),
+        ("llama_index", "max_new_tokens", "int", "256"),
+    ]:
+        text = (site / "api" / page / "index.html").read_text()
+        rows = re.findall(r'<tr class="doc-section-item">(.*?)</tr>', text, re.DOTALL)
+        cells = [[re.sub("<[^>]+>", "", cell).strip() for cell in row.split("<td>")[1:]] for row in rows]
+        (found,) = [cell for cell in cells if cell[0] == field]
+        assert [found[1], found[-1]] == [kind, default]
+
+
 def test_nothing_is_fetched_by_a_readers_browser(site):
     tags = r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?https?:|<link[^>]*\shref=[\"']?https?:"
     loading = re.compile(tags + r"|@import|url\(https?:")

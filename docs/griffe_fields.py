@@ -1,0 +1,84 @@
+"""Lets the reference say of each argument what its type and default are, as griffe alone cannot.
+
+The classes for LangChain and LlamaIndex take their pydantic fields as `**fields`, and a line of our docstrings may
+describe several arguments ("top_p, top_k: ...").
+"""
+
+import copy
+from typing import Any
+
+from griffe import (
+    Attribute,
+    Class,
+    Docstring,
+    DocstringParameter,
+    DocstringSectionParameters,
+    ExprCall,
+    ExprKeyword,
+    Extension,
+    Function,
+    GriffeLoader,
+)
+
+_OWN = "Args, beside those of "  # how a docstring begins the arguments that a class adds to those of another
+
+
+class Fields(Extension):
+    """Completes what was parsed of the docstrings of classes and functions."""
+
+    def on_class(self, *, cls: Class, loader: GriffeLoader, **kwargs: Any) -> None:
+        """Look arguments up among `__init__`'s, then among the fields of the class and its bases."""
+        _complete(cls, loader)
+
+    def on_function(self, *, func: Function, loader: GriffeLoader, **kwargs: Any) -> None:
+        """Look arguments up among the function's own."""
+        _complete(func, loader)
+
+
+def _complete(obj: Class | Function, loader: GriffeLoader) -> None:
+    docstring = obj.docstring
+    if docstring is None:
+        return
+    text, own, rest = docstring.value.partition(_OWN)
+    if own:
+        title, _, arguments = rest.partition(":\n")
+        docstring = Docstring(f"{text}Beside the arguments of {title}:\n\nArgs:\n{arguments}", parent=obj)
+    sections = docstring.parse(loader.docstring_parser, **(loader.docstring_options or {}))
+    for section in sections:
+        if isinstance(section, DocstringSectionParameters):
+            section.value = [one for several in section.value for one in _each(several, obj)]
+    assert obj.docstring is not None
+    obj.docstring.__dict__["parsed"] = sections  # where the cached property keeps them
+
+
+def _each(described: DocstringParameter, obj: Class | Function) -> list[DocstringParameter]:
+    found = []
+    for name in described.name.split(", "):
+        one = copy.copy(described)
+        one.name = name
+        one.annotation, one.value = _type_and_default(name, obj)
+        found.append(one)
+    return found
+
+
+def _type_and_default(name: str, obj: Class | Function) -> tuple[Any, Any]:
+    if name in obj.parameters and obj.parameters[name].annotation is not None:
+        parameter = obj.parameters[name]
+        return parameter.annotation, parameter.default
+    if isinstance(obj, Class):
+        for owner in (obj, *obj.mro()):
+            field = owner.members.get(name)
+            if isinstance(field, Attribute):
+                return field.annotation, _default(field.value)
+    return None, None
+
+
+def _default(value: Any) -> Any:
+    """Of `Field(default=...)` what is in it; None if an argument is needed."""
+    if not isinstance(value, ExprCall) or str(value.function) != "Field":
+        return value
+    given = {a.name: a.value for a in value.arguments if isinstance(a, ExprKeyword)}
+    if "default_factory" in given:
+        made = str(given["default_factory"])
+        return made.removeprefix("lambda: ") if made.startswith("lambda: ") else {"dict": "{}", "list": "[]"}[made]
+    return given.get("default")
