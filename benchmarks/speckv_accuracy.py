@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--capacities", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
     begun = time.perf_counter()
     for index, question in enumerate(questions):
         known = rows[index] if index < len(rows) else {}
-        missing = [name for name in METHODS if any(f"{name} {size} KL" not in known for size in args.capacities)]
+        missing = [name for name in args.methods if any(f"{name} {size} KL" not in known for size in args.capacities)]
         if missing:
             found = known | measure(model, question, args.capacities, args.max_new_tokens, missing)
             rows[index : index + 1] = [found]
@@ -67,7 +68,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - begun
     print(f"{args.passages} passages, {tokens:.0f} prompt tokens on average; this run {seconds:.0f} s\n")
-    report(rows, args.capacities)
+    report(rows, args.capacities, args.methods)
 
 
 def measure(
@@ -123,10 +124,10 @@ def kl(reference: Tensor, other: Tensor) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def report(rows: list[dict[str, object]], capacities: Sequence[int]) -> None:
+def report(rows: list[dict[str, object]], capacities: Sequence[int], methods: Sequence[str]) -> None:
     """Print both tables and the paired differences."""
     n, least = len(rows), min(capacities)
-    names = ["full", *(f"{name} {least}" for name in METHODS)]
+    names = ["full", *(f"{name} {least}" for name in methods)]
     lines = []
     for name in names:
         hits = sum(bool(row[name]) for row in rows)
@@ -134,17 +135,17 @@ def report(rows: list[dict[str, object]], capacities: Sequence[int]) -> None:
         lines.append([name, f"{100 * hits / n:.1f}", f"{100 * low:.1f} - {100 * high:.1f}"])
     print(table(["cache (KV pairs per head)", "answers right, %", "95% interval"], lines))
     print()
-    for name in METHODS[1:]:
+    for name in methods[1:]:
         pairs = [float(bool(r[f"{name} {least}"])) - float(bool(r[f"SnapKV {least}"])) for r in rows]
         print(f"{name} - SnapKV at {least}, paired: {interval(pairs, 100)} points")
     print()
     lines = []
     for capacity in capacities:
-        columns = [[float(str(row[f"{name} {capacity} KL"])) for row in rows] for name in METHODS]
+        columns = [[float(str(row[f"{name} {capacity} KL"])) for row in rows] for name in methods]
         differences = [[b - a for a, b in zip(columns[0], column, strict=True)] for column in columns[1:]]
         means = [f"{statistics.mean(column):.3f}" for column in columns]
         lines.append([str(capacity), *means, *map(interval, differences)])
-    headings = [*(f"KL of {name}" for name in METHODS), *(f"{name} - SnapKV, paired" for name in METHODS[1:])]
+    headings = [*(f"KL of {name}" for name in methods), *(f"{name} - SnapKV, paired" for name in methods[1:])]
     print(table(["KV pairs per head", *headings], lines))
 
 
