@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
@@ -31,11 +31,14 @@ from .errors import UnsupportedModelError
 
 IMPLEMENTATION = "draftapprox_sdpa"
 
+# attend(query, key, value): attention as [batch, new tokens, heads, head_dim]; the arguments as in `Observer.observe`
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 class Observer(Protocol):
     """Sees the queries and keys of each attention layer as the model runs."""
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
         """One attention layer is about to run.
 
         Args:
@@ -45,6 +48,9 @@ class Observer(Protocol):
             mask: None (causal, nothing padded), or broadcastable to [batch, heads, new tokens, all tokens]:
                 bool (True: may attend) or float (added to the logits).
             scaling: Factor of query @ key in this layer.
+
+        Returns:
+            None: the layer computes SDPA. Or what computes its attention in this pass, in place of SDPA.
 
         Raises:
             StopForward: to end the forward pass here.
@@ -103,7 +109,9 @@ def _observed_sdpa(
         return key.attend(query, attention_mask, factor), None
     observer = _observer.get()
     if observer is not None:
-        observer.observe(int(getattr(module, "layer_idx", 0)), query, key, attention_mask, factor)
+        attend = observer.observe(int(getattr(module, "layer_idx", 0)), query, key, attention_mask, factor)
+        if attend is not None:
+            return attend(query, key, value), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 

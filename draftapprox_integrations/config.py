@@ -13,6 +13,7 @@ Granularity = Literal["token", "word", "sentence"]
 PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
 HeadBudgets = Literal["uniform", "adaptive"]
+Prefill = Literal["dense", "sparse"]
 
 # The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded.
 LOOKAHEAD_LIMIT = 64
@@ -177,8 +178,14 @@ class SpecKVConfig:
             a layer share one budget, which goes to the highest scores wherever they are.
         floor_alpha: With "adaptive", the part of `max_capacity_prompt - window_size` that every head keeps beyond the
             window, in [0, 1]; 1 is the same as "uniform".
-        prefill_window_size, prefill_vertical_size: The paper's sparse prefill; accepted so that published
-            settings can be copied, not used yet: the prefill is dense.
+        prefill: "dense": the prefill computes every layer's attention exactly, so the pairs that are kept are those
+            that the model itself would have; the default for that reason. "sparse", as in the paper: the prompt's tokens
+            look only at a band and at columns, which saves attention on long prompts and changes the pairs. Window and
+            lookahead still look at everything. Prompts of fewer than `prefill_window_size + prefill_vertical_size`
+            tokens, and sliding-window layers, stay dense.
+        prefill_window_size: With "sparse", the width of the band: the last keys up to the token itself.
+        prefill_vertical_size: With "sparse", the columns before the band: the keys with the best scores of each layer
+            and KV head, by the same attention that chooses what is kept.
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -192,6 +199,7 @@ class SpecKVConfig:
     lookahead_tokens: int | None = None
     head_budgets: HeadBudgets = "uniform"
     floor_alpha: float = 0.2
+    prefill: Prefill = "dense"
     prefill_window_size: int = 2048
     prefill_vertical_size: int = 2048
 
@@ -212,6 +220,7 @@ class SpecKVConfig:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that pooling is centred; got {self.kernel_size}")
         _check_choice("pool_type", self.pool_type, get_args(Reduction))
+        _check_choice("prefill", self.prefill, get_args(Prefill))
         _check_choice("head_budgets", self.head_budgets, get_args(HeadBudgets))
         _check_share("floor_alpha", self.floor_alpha)
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..attention import StopForward, observing, tail_attention
+from ..attention import Attend, StopForward, observing, tail_attention
 from ..config import SpecKVConfig
 from ..errors import ScoringError, UnsupportedModelError
 from ..models import input_device
 from .ragged import RaggedLayer
 from .scores import choose_kv, pool_kv_scores, share_kv
+from .sparse_prefill import SparseAttention, choose_columns
 
 
 class EvictedLayer(DynamicLayer):
@@ -47,7 +48,7 @@ class EvictedLayer(DynamicLayer):
 
 
 class _Evictor:
-    """Observer that scores each layer's pairs and drops the others from the cache at once."""
+    """Observer that scores each layer's pairs and drops the others from the cache at once; its attention if sparse."""
 
     def __init__(
         self,
@@ -67,9 +68,10 @@ class _Evictor:
         self.kept: dict[int, Tensor] = {}
         self.scores: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
         if self.interrupted():
             raise StopForward
+        attend: Attend | None = None
         held = self.cache.layers[layer]
         if isinstance(held, EvictedLayer):
             raw = self._score(query, key, mask, scaling)
@@ -81,6 +83,8 @@ class _Evictor:
                 )
             chosen = self._evict(layer, held, pooled)
             self.kept[layer], self.scores[layer] = chosen, (raw, pooled)
+            if layer != self.last_layer:
+                attend = self._sparse_attention(pooled, mask, scaling)
         elif isinstance(held, DynamicSlidingWindowLayer):  # small already: only what is after the prompt goes
             held.crop(-self.extra)
             held.record_past = False
@@ -89,6 +93,19 @@ class _Evictor:
             held.keys, held.values = held.keys.clone(), held.values.clone()  # a slice would hold on to all of it
         if layer == self.last_layer:
             raise StopForward
+        return attend
+
+    def _sparse_attention(self, pooled: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
+        """The layer's attention with `prefill="sparse"`; None where all prompts are short or the mask is unusual."""
+        window, size = self.config.prefill_window_size, self.config.prefill_vertical_size
+        if self.config.prefill == "dense" or int(self.real.max()) < window + size:
+            return None
+        if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
+            return None
+        lengths = self.real.tolist()
+        starts = [self.prompt - length for length in lengths]
+        columns = choose_columns(pooled, size)
+        return SparseAttention(columns, starts, lengths, pooled.shape[-1], window, size, mask, scaling)
 
     def _evict(self, layer: int, held: EvictedLayer, pooled: Tensor) -> Tensor:
         """Drop what is not chosen; what is chosen, as `choose_kv` or `share_kv` gives it."""
