@@ -32,15 +32,18 @@ _MANY_CARDS = 100  # from here on the browser lays out only the cards in view
 _PREVIEW = 120  # characters
 
 # Radio buttons exclude each other within their form only, so that several results on one page stay apart without ids.
-# A form of this method sends nothing when Enter is pressed; the attribute keeps JupyterLab from taking the arrow keys.
-_CONTROLS = '<form class="dah-tools" method="dialog" data-lm-suppress-shortcuts="true">{}</form>\n'
+# A form of this method sends nothing when Enter is pressed.
+_CONTROLS = '<form class="dah-tools" method="dialog">{}</form>\n'
+# Without it JupyterLab takes Enter, Space and the arrow keys for its own. It looks at the focused element only.
+_OWN_KEYS = "data-lm-suppress-shortcuts"
 _SHOW = (
-    '<fieldset><legend>Show</legend><label><input type="radio" name="show" class="dah-all" checked>kept and dropped'
-    '</label><label><input type="radio" name="show" class="dah-only">kept only</label></fieldset>'
+    f'<fieldset><legend>Show</legend><label><input type="radio" name="show" class="dah-all" {_OWN_KEYS} checked>'
+    f'kept and dropped</label><label><input type="radio" name="show" class="dah-only" {_OWN_KEYS}>kept only</label>'
+    "</fieldset>"
 )
 _HEAT = (
-    '<fieldset aria-label="Heat"><label><input type="checkbox" class="dah-heat" checked>attention heat</label>'
-    "</fieldset>"
+    f'<fieldset aria-label="Heat"><label><input type="checkbox" class="dah-heat" {_OWN_KEYS} checked>attention heat'
+    "</label></fieldset>"
 )
 _KEY = '<span class="dah-key"><mark class="k">kept text</mark><span class="d">dropped text</span></span>'
 _HEAT_KEY = (
@@ -168,7 +171,7 @@ def _card(number: int, passage: CompressedPassage, marked_up: str, top: float, n
     preview = " ".join(passage.original[: 2 * _PREVIEW].split())[:_PREVIEW]
     preview += "…" if len(passage.original) > _PREVIEW else ""
     return (
-        f'{opening}<summary><{name} class="dah-name">Passage {number}</{name}>{badge}'
+        f'{opening}<summary {_OWN_KEYS}><{name} class="dah-name">Passage {number}</{name}>{badge}'
         f"<span>{passage.tokens_before:,} → {passage.tokens_after:,} tokens</span>{score}"
         f'<span class="dah-preview" dir="auto" lang="">{_escape(preview)}</span></summary>\n'
         # The passage may be in any language; lang="" says so to screen readers.

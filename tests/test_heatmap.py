@@ -266,6 +266,15 @@ def test_fragments_do_not_clash():
     assert [len(re.findall(r"<input\b", part)) for part in parts] == [0, 0, 3, 0, 0, 0, 3, 0, 0]
 
 
+@RENDERERS
+def test_jupyterlab_leaves_the_keys_to_what_has_the_focus(render):
+    """It takes Enter, Space and the arrow keys unless the focused element itself says no (seen in JupyterLab 4)."""
+    tags = Reader(render(result(passage("x", heat=[(0, 1, 1.0)]), passage("y", kept=[])))).tags
+    focusable = [attributes for tag, attributes in tags if tag in {"input", "summary"}]
+    assert len(focusable) == 5
+    assert all("data-lm-suppress-shortcuts" in attributes for attributes in focusable)
+
+
 def test_style_reaches_nothing_outside():
     html = render_fragment(result(passage("x")))
     css = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
