@@ -110,6 +110,7 @@ def test_llamahub_lists_what_the_package_exports():
     module = import_module(hub["import_path"])
     classes = {name for name in module.__all__ if isinstance(getattr(module, name), type)}
     assert set(hub["class_authors"]) == classes
+    assert hub["contains_example"] == any("llamaindex" in path.name for path in (ROOT / "cookbook").glob("*.ipynb"))
 
 
 def test_the_citation_file():

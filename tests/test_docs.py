@@ -1,7 +1,9 @@
 """The documentation builds without a warning, shows every public name, and quotes only messages that exist."""
 
 import ast
+import html
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -85,6 +87,16 @@ def test_the_status_table_is_the_readmes(site):
     shown = re.sub("<[^>]+>", "", (site / "status" / "index.html").read_text())
     for cell in first_cells:
         assert cell.replace("`", "").replace("'", "&#39;") in shown.replace("'", "&#39;")
+
+
+def test_the_notebooks_are_listed_and_carried(site):
+    page = re.sub("<[^>]+>", "", (site / "cookbook" / "index.html").read_text())
+    notebooks = sorted((ROOT / "cookbook").glob("*.ipynb"))
+    assert notebooks
+    for notebook in notebooks:
+        title = json.loads(notebook.read_text())["cells"][0]["source"][0].lstrip("# ").strip()
+        assert title in html.unescape(page)
+        assert (site / "cookbook" / notebook.name).read_bytes() == notebook.read_bytes()
 
 
 def message_of(node):

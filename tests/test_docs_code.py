@@ -5,7 +5,6 @@ an API target becomes a small server of this test that speaks OpenAI's protocol.
 output. A block behind `<!-- not run: reason -->` is only compiled.
 """
 
-import asyncio
 import importlib.util
 import io
 import json
@@ -89,17 +88,7 @@ def api():
 
 
 @pytest.fixture
-def event_loop_of_llama_index():
-    """It makes the main thread's loop when it first counts tokens, and leaves it open: give it one, and close that."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
-
-
-@pytest.fixture
-def application(monkeypatch, tmp_path, event_loop_of_llama_index):
+def application(monkeypatch, tmp_path):
     """What README and home page take for granted: the application around the few lines they show. An empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Settings, "_llm", SpecKVLLM("default", max_new_tokens=16))
