@@ -167,8 +167,8 @@ class SpecKVConfig:
         max_capacity_prompt: KV pairs kept per layer and KV head, the window included; their mean over a layer's KV
             heads where `head_budgets` is "adaptive". At least `window_size`.
         window_size: Number of last prompt tokens whose queries look beside the lookahead's, and whose pairs stay. None
-            stands for 8, or 32 with `lookahead_tokens=0`, as SnapKV has it: with a guess the window has less to say, and
-            its pairs are better spent (docs/LOG.md). The paper's published settings have 32.
+            stands for 8, or 32 with `lookahead_tokens=0`, as SnapKV has it: with a guess the window has less to say,
+            and its pairs are better spent (docs/LOG.md). The paper's published settings have 32.
         pool_type: Smoothing of scores along the prompt: "max" or "mean".
         kernel_size: Width of the smoothing window in tokens, odd.
         reduction_type: How the queries and the heads of a KV group become one number: "max" or "mean".
