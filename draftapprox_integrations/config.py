@@ -180,9 +180,9 @@ class SpecKVConfig:
             window, in [0, 1]; 1 is the same as "uniform".
         prefill: "dense": the prefill computes every layer's attention exactly, so the pairs that are kept are those
             that the model itself would have; the default for that reason. "sparse", as in the paper: the prompt's
-            tokens look only at a band and at columns, which saves attention on long prompts and changes the pairs. Window
-            and             lookahead still look at everything. Prompts of fewer than `prefill_window_size + prefill_vertical_size`
-            tokens, and sliding-window layers, stay dense.
+            tokens look only at a band and at columns, which saves attention on long prompts and changes the pairs.
+            Window and lookahead still look at everything. Prompts of fewer tokens than `prefill_window_size +
+            prefill_vertical_size`, and sliding-window layers, stay dense.
         prefill_window_size: With "sparse", the width of the band: the last keys up to the token itself.
         prefill_vertical_size: With "sparse", the columns before the band: the keys with the best scores of each layer
             and KV head, by the same attention that chooses what is kept.
