@@ -52,9 +52,9 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     With a chat template, completions go through it as a user's message, as LlamaIndex's query engines expect of an
     instruct model; `complete(prompt, formatted=True)` sends the prompt as it is. Waiting requests share batches, the
     event loop is never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings,
-    not weights.
+    not weights. Further fields: see `Served`.
 
-    Args, beside those of `Served`:
+    Args:
         max_new_tokens: Most tokens to write.
         context_window: What LlamaIndex packs prompts to; None: the model's own window less the answer.
         stop: Texts before which an answer ends.
