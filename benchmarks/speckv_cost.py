@@ -4,7 +4,8 @@
 
 Random prompts, the embedded model, a guess of 24 tokens that is given (the draft's own time is not part of this).
 Interleaved in one process; medians of the times, and of the ratios of neighbouring runs. Decoding is `model.generate`
-going on from a full cache, from SpecKV's, and from a plain cache of a prompt as short as what SpecKV keeps.
+going on from a full cache, from SpecKV's, from a plain cache of a prompt as short as what SpecKV keeps, and from
+SpecKV's with as many pairs that the heads of a layer share (head_budgets="adaptive").
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers import DynamicCache
 from draftapprox_integrations import SpecKVConfig, load_model
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.speckv.ragged import decoding_model
 
 from .common import machine, table
 from .specpc_cost import peak_bytes
@@ -40,6 +43,7 @@ def main() -> None:
     loaded = load_model(args.model)
     model, view = loaded.model, attention_view(loaded.model)
     config = SpecKVConfig(max_capacity_prompt=args.capacity)
+    sharing = replace(config, head_budgets="adaptive")
     times_table, memory_table = [], []
     for tokens in args.tokens:
         torch.manual_seed(0)
@@ -52,11 +56,11 @@ def main() -> None:
             model(whole, past_key_values=cache, logits_to_keep=1)
             return cache
 
-        def ours(ids: Tensor = ids, guess: Tensor = guess) -> DynamicCache:
+        def ours(ids: Tensor = ids, guess: Tensor = guess, config: SpecKVConfig = config) -> DynamicCache:
             return prefill(view, ids, torch.ones_like(ids), [guess], config)[0]
 
         few = ids[:, : args.capacity + 1]
-        times: dict[str, list[float]] = {name: [] for name in ("plain", "ours", "full", "kept", "equal")}
+        times: dict[str, list[float]] = {name: [] for name in ("plain", "ours", "full", "kept", "equal", "shared")}
         held: dict[str, int] = {}
         for _ in range(args.repeats + 1):  # the first round warms up
             seconds, cache = _timed(plain)
@@ -70,11 +74,14 @@ def main() -> None:
             times["kept"].append(_decode(model, ids, cache, args.steps))
             cache = plain(few[:, :-1])
             times["equal"].append(_decode(model, few, cache, args.steps))
+            cache = ours(config=sharing)
+            held["shared"] = sum(_bytes(layer) for layer in cache.layers)
+            times["shared"].append(_decode(decoding_model(model, cache), ids, cache, args.steps))
         del cache
         median = {name: statistics.median(values[1:]) for name, values in times.items()}
         ratio = {
             (a, b): statistics.median(x / y for x, y in zip(times[a][1:], times[b][1:], strict=True))
-            for a, b in (("ours", "plain"), ("kept", "full"), ("kept", "equal"))
+            for a, b in (("ours", "plain"), ("kept", "full"), ("kept", "equal"), ("shared", "kept"))
         }
         times_table.append(
             [
@@ -82,20 +89,32 @@ def main() -> None:
                 f"{median['plain']:.2f} s",
                 f"{median['ours']:.2f} s",
                 f"{ratio['ours', 'plain']:.2f}",
-                *(f"{1000 * median[name]:.1f} ms" for name in ("full", "equal", "kept")),
+                *(f"{1000 * median[name]:.1f} ms" for name in ("full", "equal", "kept", "shared")),
                 f"{ratio['kept', 'full']:.2f}",
                 f"{ratio['kept', 'equal']:.2f}",
+                f"{ratio['shared', 'kept']:.2f}",
             ]
         )
         peaks = [peak_bytes(partial(_timed, run)) for run in (plain, ours)]
-        memory = [*peaks, held["full"], held["kept"]]
+        memory = [*peaks, held["full"], held["kept"], held["shared"]]
         memory_table.append([f"{tokens:,}", *(f"{size / 2**20:.1f}" for size in memory)])
     print(machine())
     print(f"{loaded.name} ({loaded.dtype}), {args.capacity} KV pairs per head, guess of {args.lookahead} tokens\n")
-    header = ["prompt", "plain prefill", "SpecKV's", "ratio", "token, full cache", "plain cache as small", "SpecKV"]
-    print(table([*header, "to full", "to as small"], times_table))
+    header = [
+        "prompt",
+        "plain prefill",
+        "SpecKV's",
+        "ratio",
+        "token, full cache",
+        "plain cache as small",
+        "SpecKV",
+        "adaptive",
+    ]
+    print(table([*header, "to full", "to as small", "adaptive to SpecKV"], times_table))
     print("\nMiB:\n")
-    print(table(["prompt", "peak of a plain prefill", "of SpecKV's", "KV, full", "KV, SpecKV"], memory_table))
+    print(
+        table(["prompt", "peak of a plain prefill", "of SpecKV's", "KV, full", "KV, SpecKV", "adaptive"], memory_table)
+    )
 
 
 @torch.inference_mode()
@@ -114,7 +133,7 @@ def _decode(model: Any, ids: Tensor, cache: DynamicCache, steps: int) -> float:
 
 
 def _bytes(layer: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
+    return sum(t.numel() * t.element_size() for t in vars(layer).values() if isinstance(t, Tensor))
 
 
 if __name__ == "__main__":

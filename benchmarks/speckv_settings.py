@@ -2,10 +2,12 @@
 
     python -m benchmarks.speckv_settings --data squad-like.json -n 40 --seed 11
     python -m benchmarks.speckv_settings --data squad-like.json -n 20 --lookahead
+    python -m benchmarks.speckv_settings --data squad-like.json -n 40 --capacity 32 64 --budgets
 
 The target's own greedy answer is the guess, or (--guess self) what it writes from a quarter of the prompt that SpecPC
 chose, which is often another answer. KL as in benchmarks.speckv_accuracy, whose 200
-questions are left out here. With --lookahead answers of 96 tokens are asked for, and the guess is cut short.
+questions are left out here. With --lookahead answers of 96 tokens are asked for, and the guess is cut short. --budgets
+compares one number of pairs for every head with budgets that the heads of a layer share, by their floor.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,16 @@ from draftapprox_integrations.answering import INSTRUCTION, as_prompt
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.speckv.eviction import prefill
 from draftapprox_integrations.speckv.lookahead import SelfLookahead
+from draftapprox_integrations.speckv.ragged import decoding_model
 
 from .common import Question, machine, squad_questions, table
-from .speckv_accuracy import kl
+from .speckv_accuracy import interval, kl
 
 SETTINGS = (
     "32,max,max,7", "8,max,max,7", "8,max,max,3", "8,max,max,1", "8,max,mean,3", "8,mean,max,3", "4,max,max,3",
     "4,max,max,1", "1,max,max,3",
 )  # fmt: skip
+BUDGETS = ("8,max,max,7", "8,max,max,7,0", "8,max,max,7,0.2", "8,max,max,7,0.5")
 LENGTHS = (0, 8, 16, 32, 64, 96)
 
 
@@ -42,12 +47,14 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("-n", type=int, default=40)
     parser.add_argument("--passages", type=int, default=4)
-    parser.add_argument("--capacity", type=int, default=64)
+    parser.add_argument("--capacity", type=int, nargs="+", default=[64])
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--guess", choices=["full", "self"], default="full", help="whose answer is the guess")
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="window,reduction,pooling,kernel")
+    parser.add_argument("--settings", nargs="+", help="window,reduction,pooling,kernel[,floor_alpha]")
+    parser.add_argument("--budgets", action="store_true", help="compare settings of head_budgets")
     parser.add_argument("--lookahead", action="store_true", help="vary the guess's length instead of the settings")
     args = parser.parse_args()
+    settings = args.settings or (BUDGETS if args.budgets else SETTINGS)
     model = load_model(args.model)
     reported = {question.text for question in squad_questions(args.data, 200, args.passages, seed=3)}
     drawn = squad_questions(args.data, args.n + 200, args.passages, args.seed)
@@ -56,23 +63,30 @@ def main() -> None:
     found: dict[str, list[tuple[float, bool]]] = {}
     full_right = 0
     for question in questions:
-        full_right += _one(model, question, args.capacity, args.lookahead, args.guess == "self", args.settings, found)
+        full_right += _one(model, question, args.capacity, args.lookahead, args.guess == "self", settings, found)
     print(machine())
-    print(f"{model.name}, {len(questions)} questions of {args.data.name}, seed {args.seed}, {args.capacity} KV pairs")
+    print(
+        f"{model.name}, {len(questions)} questions of {args.data.name}, seed {args.seed}, "
+        f"{' and '.join(map(str, args.capacity))} KV pairs"
+    )
     print(f"guess: {args.guess}")
     print(f"full cache: {full_right} answers right; {time.perf_counter() - begun:.0f} s\n")
-    rows = [
-        [name, f"{statistics.mean(k for k, _ in values):.3f}", str(sum(right for _, right in values))]
-        for name, values in found.items()
-    ]
-    print(table(["guess" if args.lookahead else "settings", "KL", "answers right"], rows))
+    rows = []
+    for name, values in found.items():
+        rows.append([name, f"{statistics.mean(k for k, _ in values):.3f}", str(sum(right for _, right in values))])
+        if args.budgets:
+            uniform = found[",".join(name.split(",")[:4])]
+            less = [mine - other for (mine, _), (other, _) in zip(values, uniform, strict=True)]
+            rows[-1].append("" if values is uniform else interval(less))
+    header = ["guess" if args.lookahead else "settings", "KL", "answers right"]
+    print(table([*header, "KL less that of uniform budgets, paired"] if args.budgets else header, rows))
 
 
 @torch.inference_mode()
 def _one(
     model: LoadedModel,
     question: Question,
-    capacity: int,
+    capacities: Sequence[int],
     lengths: bool,
     own: bool,
     settings: Sequence[str],
@@ -96,24 +110,26 @@ def _one(
     guess = SelfLookahead(model).guess(ids, mask, new)[0] if own else full
     cases: list[tuple[str, SpecKVConfig, torch.Tensor]] = []
     if lengths:
-        config = SpecKVConfig(max_capacity_prompt=capacity)
+        config = SpecKVConfig(max_capacity_prompt=capacities[0])
         cases = [(f"{length} tokens", config, full[:length]) for length in LENGTHS]
     else:
-        for given in settings:
-            window, reduction, pool, kernel = given.split(",")
+        for capacity, given in product(capacities, settings):
+            window, reduction, pool, kernel, *floor = given.split(",")
             chosen: dict[str, Any] = {"reduction_type": reduction, "pool_type": pool, "kernel_size": int(kernel)}
+            if floor:
+                chosen |= {"head_budgets": "adaptive", "floor_alpha": float(floor[0])}
             config = SpecKVConfig(max_capacity_prompt=capacity, window_size=int(window), **chosen)
-            cases.append((given, config, guess))
+            cases.append((given if len(capacities) == 1 else f"{capacity} pairs: {given}", config, guess))
     for name, config, written in cases:
         cache, _ = prefill(attention_view(model.model), ids, mask, [written], config)
-        again = copy.deepcopy(cache)
+        again, decoder = copy.deepcopy(cache), decoding_model(model.model, cache)
         positions = torch.arange(ids.shape[1] - 1, whole.shape[1] - 1)[None]
         seen = torch.ones_like(whole[:, :-1])
         feed = whole[:, ids.shape[1] - 1 : -1]
-        logits = model.model(feed, attention_mask=seen, position_ids=positions, past_key_values=cache).logits[0]
+        logits = decoder(feed, attention_mask=seen, position_ids=positions, past_key_values=cache).logits[0]
         out = full
         if not lengths:
-            out = model.model.generate(  # type: ignore[operator]
+            out = decoder.generate(  # type: ignore[operator]
                 ids, attention_mask=mask, past_key_values=again, max_new_tokens=new, do_sample=False
             )[0, ids.shape[1] :]
         found.setdefault(name, []).append((kl(reference, logits), right(out)))

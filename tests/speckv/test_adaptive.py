@@ -72,6 +72,13 @@ def test_the_choice_equals_a_loop_alone_and_in_a_padded_batch(data):
         assert torch.equal(alone[0], keep[row, :, pad:])
 
 
+@pytest.mark.parametrize(("alpha", "beyond", "floor"), [(0.2, 6, 2), (0.07, 100, 7), (0, 9, 0), (0.01, 9, 1)])
+def test_a_head_nothing_attends_to_gets_the_floor(alpha, beyond, floor):
+    pooled = torch.stack([torch.zeros(300), torch.ones(300)])[None]
+    keep = share_kv(pooled, torch.tensor([304]), beyond + 3, 3, alpha)
+    assert keep.sum(-1).tolist() == [[floor + 3, 2 * beyond - floor + 3]]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_with_a_floor_of_one_the_recorded_cases_stay_as_they_are(golden, name):
     case = golden.case(name)
