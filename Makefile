@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit bench docs install install-dev clean
+.PHONY: help demo test lint format types unit bench notebooks docs install install-dev clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for t
 	$(BIN)/python -m benchmarks.specpc_cost
 	$(BIN)/python -m benchmarks.speckv_cost
 	$(if $(DATA),$(BIN)/python -m benchmarks.retention --data $(DATA),@echo "give DATA=... for benchmarks.retention")
+
+notebooks: install-dev ## execute every notebook of the cookbook and rewrite its outputs
+	COOKBOOK_REWRITE=1 $(BIN)/python -m pytest -m notebooks tests/test_cookbook.py
 
 docs: install-dev ## the documentation, as a site in site/
 	$(BIN)/mkdocs build --strict
