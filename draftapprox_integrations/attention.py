@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .errors import UnsupportedModelError
+from .compatibility import check_call, check_model
 
 IMPLEMENTATION = "draftapprox_sdpa"
 
@@ -98,18 +98,13 @@ def _observed_sdpa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} uses {'soft-capped logits' if name == 'softcap' else 'attention sinks'}, "
-                "which SDPA cannot compute exactly. Choose another draft model, for example Qwen2.5-0.5B-Instruct."
-            )
+    check_call(module, query, attention_mask, kwargs)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(key, Tensor):
         return key.attend(query, attention_mask, factor), None
     observer = _observer.get()
     if observer is not None:
-        attend = observer.observe(int(getattr(module, "layer_idx", 0)), query, key, attention_mask, factor)
+        attend = observer.observe(int(module.layer_idx), query, key, attention_mask, factor)  # type: ignore[arg-type]
         if attend is not None:
             return attend(query, key, value), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -129,7 +124,7 @@ def attention_view(model: PreTrainedModel) -> PreTrainedModel:
     `model`, its config and its methods are not changed. The view is made once per model and kept with it.
 
     Raises:
-        UnsupportedModelError: the architecture has no SDPA attention, or does not use transformers' dispatch.
+        UnsupportedModelError: see `check_model`.
     """
     with _views_lock:
         view = _views.get(model)
@@ -139,11 +134,7 @@ def attention_view(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _make_view(model: PreTrainedModel) -> PreTrainedModel:
-    if not getattr(model, "_supports_sdpa", False) or not getattr(model, "_supports_attention_backend", True):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not compute attention through transformers' attention interface with SDPA, "
-            "so what it attends to cannot be observed. Choose another draft model, for example Qwen2.5-0.5B-Instruct."
-        )
+    check_model(model)
     view = share_weights(model)
     view.config._attn_implementation = IMPLEMENTATION
     view.eval()

@@ -43,16 +43,23 @@ def family(name, implementation):
     return AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
 
 
-def eager_importance(model, row, window, config):
-    """What the docs say, written as loops over the attention matrices that eager attention returns."""
+def eager_importance(model, row, window, config, layers=None):
+    """What the docs say, written as loops over the attention matrices that eager attention returns.
+
+    `layers` are those that have attention, if not all.
+    """
     ids = row[None]
     prompt, drafted = len(row), []
     total = torch.zeros(prompt)
+    start = config.resolved_start(model.config.get_text_config().num_hidden_layers)
     for step in range(config.lookahead_tokens):
         with torch.no_grad():
             out = model(ids, output_attentions=True)
-        for layer in range(config.resolved_start(len(out.attentions)), len(out.attentions)):
-            attention = out.attentions[layer][0]  # [heads, queries, keys]
+        attentions = [attention for attention in out.attentions if attention is not None]
+        for layer, matrices in zip(layers or range(len(attentions)), attentions, strict=True):
+            if layer < start:
+                continue
+            attention = matrices[0]  # [heads, queries, keys]
             rows = attention[:, -window:] if step == 0 else attention[:, -1:]
             if step == 0 and config.weighted_query and window > 1:
                 rows = rows * torch.linspace(0, 1, window)[None, :, None]

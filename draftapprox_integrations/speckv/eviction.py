@@ -6,14 +6,16 @@ So the peak is one layer's full pairs beside the kept part, whatever the number 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from ..attention import Attend, StopForward, observing, tail_attention
+from ..compatibility import Reports, attention_layers, check_padding, position_limit
 from ..config import SpecKVConfig
 from ..errors import ScoringError, UnsupportedModelError
 from ..models import input_device
@@ -52,6 +54,7 @@ class _Evictor:
 
     def __init__(
         self,
+        view: PreTrainedModel,
         cache: DynamicCache,
         mask: Tensor,
         prompt: int,
@@ -59,7 +62,13 @@ class _Evictor:
         last_layer: int,
         interrupted: Callable[[], bool],
     ):
-        self.interrupted = interrupted
+        self.interrupted, self.name = interrupted, type(view).__name__
+        self.reports = Reports(view, attention_layers(view), mask.shape[1], mask.shape[1])
+        sharing = getattr(view.config.get_text_config(), "kv_sharing_modes", None) or []
+        # Layers whose pairs later layers attend to as well: what all of these look at decides, so they are evicted at
+        # the end. (The model itself holds on to their pairs until then.)
+        self.lent: dict[int, list[Tensor]] = {layer: [] for layer, mode in enumerate(sharing) if mode == "store"}
+        self.lent_keys: dict[int, weakref.ref[Tensor]] = {}
         self.cache, self.prompt, self.config, self.last_layer = cache, prompt, config, last_layer
         self.extra = mask.shape[1] - (prompt - 1)  # the last prompt token, which is fed again, and the lookahead
         self.padding = ~mask[:, : prompt - config.resolved_window() - 1].bool()
@@ -71,21 +80,23 @@ class _Evictor:
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
         if self.interrupted():
             raise StopForward
+        if not self.reports.first(layer, query, key, mask):
+            raise UnsupportedModelError(
+                f"{self.name} mixes the values of a token's KV heads, which may not keep the same tokens. Use SpecPC "
+                "in front of it."
+            )
         attend: Attend | None = None
-        held = self.cache.layers[layer]
+        owner = self._owner(layer, key)
+        held = self.cache.layers[owner]
         if isinstance(held, EvictedLayer):
-            raw = self._score(query, key, mask, scaling)
-            padding = self.padding.to(raw.device)
-            pooled = pool_kv_scores(raw, padding, self.config.pool_type, self.config.kernel_size)
-            if torch.isnan(pooled).any():
-                raise ScoringError(
-                    "the target model's attention is NaN. Load it with dtype='float32', or check its weights."
-                )
-            chosen = self._evict(layer, held, pooled)
-            self.kept[layer], self.scores[layer] = chosen, (raw, pooled)
-            if layer != self.last_layer:
-                attend = self._sparse_attention(pooled, mask, scaling)
-        elif isinstance(held, DynamicSlidingWindowLayer):  # small already: only what is after the prompt goes
+            raw = self._score(query, key, mask, scaling, self._heads(held, key))
+            if owner in self.lent:
+                self.lent[owner].append(raw)
+            else:
+                pooled = self._choose(layer, held, raw)
+                if layer != self.last_layer:
+                    attend = self._sparse_attention(pooled.expand(-1, key.shape[1], -1), mask, scaling)
+        elif isinstance(held, DynamicSlidingWindowLayer) and owner == layer:  # small already: only what is after goes
             held.crop(-self.extra)
             held.record_past = False
             assert held.keys is not None
@@ -94,6 +105,63 @@ class _Evictor:
         if layer == self.last_layer:
             raise StopForward
         return attend
+
+    def finish(self) -> None:
+        """After the pass: evict what was lent, and take the lookahead out of convolutions.
+
+        Raises:
+            UnsupportedModelError: some attention was not observed.
+        """
+        self.reports.check_complete()
+        for layer, found in self.lent.items():
+            held = self.cache.layers[layer]
+            if isinstance(held, EvictedLayer):
+                raw = torch.stack(found)
+                self._choose(layer, held, raw.amax(0) if self.config.reduction_type == "max" else raw.mean(0))
+        for state in self.cache.layers:
+            if isinstance(state, LinearAttentionLayer):
+                state.crop(-self.extra)
+                state.record_past = False
+                with torch.inference_mode(mode=False):  # it is changed in place later, also outside of inference mode
+                    state.conv_states = {i: conv.clone() for i, conv in state.conv_states.items() if conv is not None}
+
+    def _owner(self, layer: int, key: Tensor) -> int:
+        """The layer that keeps the pairs which `layer` attends to."""
+        if not isinstance(self.cache.layers[layer], DummyLayer):
+            if layer in self.lent:
+                self.lent_keys[layer] = weakref.ref(key)
+            return layer
+        for owner, lent in self.lent_keys.items():
+            if lent() is key:
+                return owner
+        raise UnsupportedModelError(
+            f"layer {layer} of {self.name} attends to pairs that no layer keeps. Use SpecPC in front of it."
+        )
+
+    def _heads(self, held: EvictedLayer, key: Tensor) -> int:
+        """How many KV heads choose: as many as attend, or one for all where they share what is cached (MLA)."""
+        assert held.keys is not None
+        heads = held.keys.shape[1]
+        if heads not in (1, key.shape[1]):
+            raise UnsupportedModelError(
+                f"{self.name} attends with {key.shape[1]} KV heads and caches {heads}. Use SpecPC in front of it."
+            )
+        if self.config.head_budgets != "uniform" and held.keys is not key:
+            raise UnsupportedModelError(
+                f"{self.name} attends to something else than what it caches, so its heads cannot keep different "
+                "numbers of pairs: set head_budgets='uniform'."
+            )
+        return heads
+
+    def _choose(self, layer: int, held: EvictedLayer, raw: Tensor) -> Tensor:
+        """Evict by scores [batch, held heads, tokens]; the pooled scores."""
+        pooled = pool_kv_scores(raw, self.padding.to(raw.device), self.config.pool_type, self.config.kernel_size)
+        if torch.isnan(pooled).any():
+            raise ScoringError(
+                "the target model's attention is NaN. Load it with dtype='float32', or check its weights."
+            )
+        self.kept[layer], self.scores[layer] = self._evict(layer, held, pooled), (raw, pooled)
+        return pooled
 
     def _sparse_attention(self, pooled: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
         """The layer's attention with `prefill="sparse"`; None where all prompts are short or the mask is unusual."""
@@ -121,8 +189,8 @@ class _Evictor:
         self.cache.layers[layer] = RaggedLayer(held.keys, held.values, chosen)
         return chosen
 
-    def _score(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """float32 [batch, kv_heads, prompt - window - 1]: attention of the last queries, reduced over the group."""
+    def _score(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, held: int) -> Tensor:
+        """float32 [batch, held, prompt - window - 1]: attention of the last queries, reduced over the group."""
         batch, heads, total, _ = query.shape
         kv_heads = key.shape[1]
         group = heads // kv_heads
@@ -141,7 +209,9 @@ class _Evictor:
                 found[:, kv] += weights.sum(dim=(1, 2))
         if self.config.reduction_type == "mean":
             found /= group * valid.sum(dim=1)[:, None, None]
-        return found
+        if held == kv_heads:
+            return found
+        return found.amax(1, keepdim=True) if self.config.reduction_type == "max" else found.mean(1, keepdim=True)
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
@@ -151,16 +221,24 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
         UnsupportedModelError: a layer keeps a state that is not made of KV pairs.
     """
     cache = DynamicCache(config=model.config)
+    config = model.config.get_text_config()
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[index] = EvictedLayer()
-        elif isinstance(layer, DynamicSlidingWindowLayer):
-            layer.activate_past_recording()
-        else:
+        elif type(layer) is DynamicSlidingWindowLayer or (
+            type(layer) is LinearAttentionLayer and config.layer_types[index] == "conv"  # has no recurrent state
+        ):
+            layer.activate_past_recording()  # type: ignore[no-untyped-call]
+        elif type(layer) is not DummyLayer:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has layers of kind {type(layer).__name__}, whose state cannot be dropped in "
                 "parts. Use SpecPC in front of it."
             )
+    if not any(isinstance(layer, EvictedLayer) for layer in cache.layers):
+        raise UnsupportedModelError(
+            f"every layer of {type(model).__name__} keeps a sliding window only, so there is nothing to drop. Use "
+            "SpecPC in front of it."
+        )
     return cache
 
 
@@ -178,7 +256,8 @@ def prefill(
     Args:
         view: the target, from `attention_view`.
         input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; tokens > max_capacity_prompt + 1.
-        lookahead: per row a LongTensor [any], in the target's vocabulary; all empty gives SnapKV.
+        lookahead: per row a LongTensor [any], in the target's vocabulary; all empty gives SnapKV. What is beyond the
+            target's window is not used.
         config: the settings.
         interrupted: asked at every layer; True ends the prefill there, and the cache is of no use.
 
@@ -188,9 +267,13 @@ def prefill(
 
     Raises:
         ScoringError: the attention is NaN.
-        UnsupportedModelError: see `new_cache`.
+        UnsupportedModelError: the target's attention cannot be observed exactly, or see `new_cache`.
     """
+    check_padding(view, attention_mask)
     batch, prompt = input_ids.shape
+    real = attention_mask.sum(dim=1).tolist()
+    if (limit := position_limit(view, max(real))) is not None:
+        lookahead = [guess[: limit - tokens] for guess, tokens in zip(lookahead, real, strict=True)]
     longest = max(len(row) for row in lookahead)
     ids = torch.zeros(batch, prompt + longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -200,7 +283,7 @@ def prefill(
         mask[row, prompt : prompt + len(guess)] = 1
     cache = new_cache(view)
     last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
-    evictor = _Evictor(cache, mask, prompt, config, last_layer, interrupted)
+    evictor = _Evictor(view, cache, mask, prompt, config, last_layer, interrupted)
     device = input_device(view)
     with observing(evictor):
         view(
@@ -209,6 +292,8 @@ def prefill(
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=torch.tensor([-1], device=device),  # given a number, Gemma 3n and 4 skip queries
         )
+    if not interrupted():
+        evictor.finish()
     return cache, evictor

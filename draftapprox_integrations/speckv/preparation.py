@@ -15,7 +15,7 @@ from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import LoadedModel, pad_left
 from ..specpc.compressor import SpecPC
-from .eviction import prefill
+from .eviction import new_cache, prefill
 from .lookahead import LeftLookahead, Lookahead, SelfLookahead, same_vocabulary
 from .requests import Request
 
@@ -66,6 +66,7 @@ class Preparation:
             self.speckv = config.speckv
         if self.speckv is not None:
             self._view = attention_view(target.model)
+            new_cache(self._view)  # what cannot be dropped in parts is refused now, not at the first prompt
         if not isinstance(config, SpecKVConfig):
             if draft is None:
                 raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')

@@ -143,7 +143,7 @@ def check_batch(
             f"input_ids must be in [0, {vocabulary}) for {draft.name}; got {int(real.min())} to {int(real.max())}. "
             "Ids of another model's tokenizer cannot be read; use compress on text."
         )
-    bos = draft.model.config.get_text_config().bos_token_id
+    bos = getattr(draft.model.config.get_text_config(), "bos_token_id", None)
     if isinstance(bos, int):
         protect = protect | (mask & (mask.cumsum(dim=1) == 1) & (ids == bos))
     return ids.long(), mask, protect & mask

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..attention import StopForward, observing, tail_attention
+from ..compatibility import Reports, attention_layers, check_chunks, check_padding, position_limit
 from ..config import SpecPCConfig
-from ..errors import ScoringError, UnsupportedModelError
+from ..errors import ScoringError
 from ..models import cut_after_end, end_ids, input_device
 
 
@@ -36,18 +37,25 @@ class Importance:
 class _Reducer:
     """Observer that folds each layer's attention into one [batch, prompt tokens] tensor."""
 
-    def __init__(self, batch: int, prompt: int, window: int, config: SpecPCConfig, start: int, last: int):
+    def __init__(self, view: PreTrainedModel, batch: int, prompt: int, window: int, config: SpecPCConfig):
+        layers = int(view.config.get_text_config().num_hidden_layers)
         self.scores = torch.zeros(batch, prompt)
         self.prompt, self.window, self.config = prompt, window, config
-        self.start, self.last = start, last
+        self.start, self.last = config.resolved_start(layers), layers - 1
+        self.view, self.layers = view, attention_layers(view)
         self.active = torch.ones(batch, dtype=torch.bool)  # rows whose next drafted query still counts
         self.stop_after_last = False
-        self.end = 0  # tokens of the sequence up to the ones now running; set before each forward pass
-        self.layers_seen = 0
+        self.end = 0  # tokens of the sequence up to the ones now running
+
+    def start_pass(self, new: int, end: int, *, cached: bool) -> None:
+        """Before each forward pass: it runs `new` tokens, up to the sequence's `end`."""
+        self.end = end
+        self.reports = Reports(self.view, self.layers, new, end, windows=cached)
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        if not self.reports.first(layer, query, key, mask):
+            return
         if layer >= self.start and self.end > self.prompt - self.window and self.active.any():
-            self.layers_seen += 1
             self._reduce(query, key, mask, scaling)
         if layer == self.last and self.stop_after_last and self.end >= self.prompt:
             raise StopForward
@@ -104,12 +112,15 @@ def read_importance(
 
     Raises:
         ScoringError: a score is NaN or infinite.
-        UnsupportedModelError: no attention layer reported anything.
+        UnsupportedModelError: the draft's attention cannot be observed exactly.
     """
-    layers = int(view.config.get_text_config().num_hidden_layers)
+    check_padding(view, attention_mask)
     batch, prompt = input_ids.shape
-    reducer = _Reducer(batch, prompt, window, config, config.resolved_start(layers), layers - 1)
+    reducer = _Reducer(view, batch, prompt, window, config)
     steps = config.lookahead_tokens or 1
+    if (limit := position_limit(view, prompt)) is not None:  # the last drafted token is never fed
+        steps = min(steps, limit - prompt + 1)
+        unscored_tokens = min(unscored_tokens, limit - prompt + 1 - steps)
     # Offloaded weights are moved by hooks that must run to their end, so then the pass is not cut short.
     offloaded = any(parameter.device.type == "meta" for parameter in view.parameters())
     total = steps + unscored_tokens
@@ -119,27 +130,29 @@ def read_importance(
     ids, mask = input_ids.to(device), attention_mask.to(device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     chunk = config.prefill_chunk_size or prompt
+    if chunk < prompt:
+        check_chunks(view, chunk, prompt)
     cache = DynamicCache(config=view.config) if total > 1 or chunk < prompt else None
+    # As a position, not as a number of tokens: given a number, Gemma 3n and 4 do not run all queries in all layers.
+    last = torch.tensor([-1], device=device)
     logits: Tensor | None = None
     with observing(reducer):
         for start in range(0, prompt, chunk):
-            reducer.end = stop = min(start + chunk, prompt)
+            stop = min(start + chunk, prompt)
+            reducer.start_pass(stop - start, stop, cached=cache is not None)
             out = view(
                 input_ids=ids[:, start:stop],
                 attention_mask=mask[:, :stop] if _padded(mask) else None,
                 position_ids=positions[:, start:stop],
                 past_key_values=cache,
                 use_cache=cache is not None,
-                logits_to_keep=1,
+                logits_to_keep=last,
             )
         logits = out.logits[:, -1]
+    reducer.reports.check_complete(reducer.start)
     drafted: list[Tensor] | None = None
     if logits is not None:
         drafted = _draft(view, reducer, mask, positions[:, -1], logits, cache, steps, unscored_tokens)
-    if reducer.layers_seen == 0:
-        raise UnsupportedModelError(
-            f"{type(view).__name__} computed no attention that could be observed; choose another draft model."
-        )
     scores = reducer.scores * attention_mask.to(reducer.scores.device)
     if not torch.isfinite(scores).all():
         raise ScoringError(
@@ -169,7 +182,7 @@ def _draft(
             break
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         position = position + 1
-        reducer.end += 1
+        reducer.start_pass(1, reducer.end + 1, cached=True)
         with observing(reducer) if step < steps - 1 else nullcontext():
             out = view(
                 input_ids=drafted[-1][:, None],
@@ -177,7 +190,6 @@ def _draft(
                 position_ids=position[:, None],
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
         drafted.append(out.logits[:, -1].argmax(-1))
     return [cut_after_end(row, ends) for row in torch.stack(drafted, dim=1).cpu()]

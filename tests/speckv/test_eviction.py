@@ -20,15 +20,17 @@ def masked_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     """Plain attention; queries from the last prompt token on see only the kept part of the prompt."""
     group = query.shape[1] // key.shape[1]
     logits = query @ key.repeat_interleave(group, 1).transpose(-1, -2) * scaling
+    if attention_mask.dtype != torch.bool:
+        logits, attention_mask = logits + attention_mask, attention_mask > -1e9
     allowed = attention_mask.expand_as(logits).clone()
     if module.layer_idx in KEPT:
         positions, prompt = KEPT[module.layer_idx]
         keep = torch.zeros(key.shape[0], key.shape[1], key.shape[2], dtype=torch.bool)
-        keep.scatter_(2, positions, True)
+        keep.scatter_(2, positions.expand(-1, key.shape[1], -1), True)
         keep[:, :, prompt - 1 :] = True
         allowed[:, :, prompt - 1 :] &= keep.repeat_interleave(group, 1)[:, :, None]
     weights = logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
-    return (weights @ value.repeat_interleave(group, 1)).transpose(1, 2), None
+    return (weights @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous(), None
 
 
 def always_a_mask(*args, allow_is_causal_skip=True, **kwargs):
