@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit bench notebooks docs install install-dev clean
+.PHONY: help demo test lint format types unit bench notebooks families docs install install-dev clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for t
 
 notebooks: install-dev ## execute every notebook of the cookbook and rewrite its outputs
 	COOKBOOK_REWRITE=1 $(BIN)/python -m pytest -m notebooks tests/test_cookbook.py
+
+families: install-dev ## try every model family of transformers and rewrite docs/families.md
+	FAMILIES_REWRITE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_families.py
 
 docs: install-dev ## the documentation, as a site in site/
 	$(BIN)/mkdocs build --strict
