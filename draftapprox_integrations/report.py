@@ -41,10 +41,18 @@ def show_kept(console: Console, found: Sequence[Passage], result: CompressionRes
             style=style,
         )
     console.print(table)
+    in_colour = console.color_system is not None
     for number, (source, passage) in enumerate(zip(found, result.passages, strict=True), 1):
         if passage.text:
             title = Text(f"{number}. {source.title}")
-            console.print(Panel(coloured(passage), title=title, title_align="left", border_style="dim"))
+            console.print(
+                Panel(
+                    marked(passage, in_colour),
+                    title=title,
+                    title_align="left",
+                    border_style="dim",
+                )
+            )
     if result.draft_tokens:
         console.print(
             f"Kept [bold green]{result.tokens_after:,}[/] of {result.tokens_before:,} tokens "
@@ -54,12 +62,17 @@ def show_kept(console: Console, found: Sequence[Passage], result: CompressionRes
         console.print(f"All {result.tokens_before:,} tokens fit the budget; the draft did not run.")
 
 
-def coloured(passage: CompressedPassage) -> Text:
-    """The original with kept text in green and dropped text dim; long dropped stretches are cut short."""
+def marked(passage: CompressedPassage, colour: bool) -> Text:
+    """The original with kept text in green and dropped text dim; long dropped stretches are cut short.
+
+    Without colours (a file, a pipe) no dropped text is shown: it would look like kept text.
+    """
     text, position = Text(), 0
     for start, end in [*passage.kept, (len(passage.original), len(passage.original))]:
         dropped = passage.original[position:start]
-        if len(dropped) > 2 * _DROPPED_SHOWN + 20:
+        if not colour and dropped.strip():
+            dropped = f" [... {len(dropped.strip())} characters dropped ...] "
+        elif len(dropped) > 2 * _DROPPED_SHOWN + 20:
             head = dropped[:_DROPPED_SHOWN] if position else ""
             tail = dropped[-_DROPPED_SHOWN:] if end > start else ""
             dropped = f"{head} [... {len(dropped) - len(head) - len(tail)} characters dropped ...] {tail}"

@@ -27,6 +27,7 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     kept, answer = out.split("answer", 1)
     assert "2 February 1938" in " ".join(kept.replace("\u2502", " ").split())
+    assert "characters dropped ...]" in kept
     assert answer.strip(" \u2500\u256e\u2502\n")
     assert "Ingrid Falkner" in out
     for shown in ("Retrieved 4 of", "BM25", "Kept", "of", "tokens", "answer from the full context", "prompt tokens"):

@@ -82,7 +82,7 @@ def test_a_wrong_path_is_said_at_once(spec):
 
 
 def test_a_hub_id_without_the_hub_says_what_to_do():
-    with pytest.raises(ModelLoadError, match=r"could not load 'owner/no-such-model' from the model hub.*its folder"):
+    with pytest.raises(ModelLoadError, match=r"could not load 'owner/no-such-model' from the model hub.*the folder"):
         load_model("owner/no-such-model")
 
 
