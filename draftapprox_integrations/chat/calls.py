@@ -11,7 +11,7 @@ from ..config import SpecKVPCConfig, SpecPCConfig
 from ..speckv.generator import SpecKV
 from .grammar import JsonOnly, call_schema
 from .template import Message, protect_short, render_chat
-from .tools import Answer, read_tool_calls
+from .tools import Answer, InvalidToolCall, read_tool_calls
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,22 @@ class ChatCall:
         ids: The prompt.
         options: Further arguments of `SpecKV.submit`.
         tool_names: Tools the model may call; empty: its text is taken as it is.
+        forced: It can write nothing but a call.
     """
 
     ids: list[int]
     options: dict[str, Any] = field(default_factory=dict)
     tool_names: frozenset[str] = frozenset()
+    forced: bool = False
 
     def read(self, text: str) -> Answer:
         """The answer, with its tool calls taken out."""
-        return read_tool_calls(text, self.tool_names) if self.tool_names else Answer(text)
+        if not self.tool_names:
+            return Answer(text)
+        answer = read_tool_calls(text, self.tool_names)
+        if self.forced and not answer.calls:  # the grammar lets nothing else through, so it is only a beginning
+            return Answer("", [], [InvalidToolCall(text, "the call was cut off before its end; allow more tokens")])
+        return answer
 
 
 def prepare_chat(
@@ -63,7 +70,8 @@ def prepare_chat(
         tools = ()
     options: dict[str, Any] = {}
     names: frozenset[str] = frozenset(tool.get("function", tool)["name"] for tool in tools)
-    if tools and tool_choice != "auto":
+    forced = bool(tools) and tool_choice != "auto"
+    if forced:
         wanted = call_schema(tools, None if tool_choice == "any" else tool_choice)
         options["logits_processor"] = [JsonOnly(engine.target, wanted)]
     elif schema is not None:
@@ -76,7 +84,7 @@ def prepare_chat(
         options["protected"] = [protected]
     else:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ChatCall(ids, options, names)
+    return ChatCall(ids, options, names, forced)
 
 
 def _tell(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:

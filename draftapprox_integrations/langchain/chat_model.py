@@ -18,6 +18,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json import parse_partial_json
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.tools import Answer, ToolFilter
@@ -220,7 +221,7 @@ class ChatSpecKV(LangChainServed, BaseChatModel):
             for index, call in enumerate(answer.calls)
         ]
         calls += [
-            tool_call_chunk(name=bad.name, args=bad.text, id=None, index=len(answer.calls) + index)
+            tool_call_chunk(name=bad.name, args=_unreadable(bad.text), id=None, index=len(answer.calls) + index)
             for index, bad in enumerate(answer.invalid)
         ]
         message = AIMessageChunk(
@@ -245,6 +246,15 @@ def _usage(written: Generation) -> UsageMetadata:
 
 def _invalid(answer: Answer) -> list[Any]:
     return [invalid_tool_call(name=bad.name, args=bad.text, id=None, error=bad.error) for bad in answer.invalid]
+
+
+def _unreadable(text: str) -> str:
+    """Text of a failed call for a stream; LangChain would complete JSON that was cut off and take it for a call."""
+    try:
+        is_call = isinstance(parse_partial_json(text), dict)
+    except ValueError:
+        is_call = False
+    return json.dumps(text, ensure_ascii=False) if is_call else text
 
 
 def _wanted_schema(response_format: Any) -> tuple[dict[str, Any] | None, bool]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -18,6 +22,38 @@ if TYPE_CHECKING:
     from .chat_model import ChatSpecKV
 
 StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
+
+
+class _WholeJson(JsonOutputParser):
+    """LangChain's own parser completes JSON that was cut off: half a number would pass for the number."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _check_whole(result[0].text)
+        return super().parse_result(result, partial=partial)
+
+
+class _WholeObject(PydanticOutputParser[Any]):
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _check_whole(result[0].text)
+        return super().parse_result(result, partial=partial)
+
+
+class _WholeCall(PydanticToolsParser):
+    """LangChain's own parser makes None of a message without a call."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _check_called(result[0])
+        return super().parse_result(result, partial=partial)
+
+
+class _WholeKeyedCall(JsonOutputKeyToolsParser):
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial:
+            _check_called(result[0])
+        return super().parse_result(result, partial=partial)
 
 
 def structured(
@@ -36,15 +72,15 @@ def structured(
         name = convert_to_openai_tool(schema)["function"]["name"]
         model = chat.bind_tools([schema], tool_choice=name, ls_structured_output_format=shown, **call)
         if is_pydantic:
-            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
+            parser = _WholeCall(tools=[schema], first_tool_only=True)
         else:
-            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            parser = _WholeKeyedCall(key_name=name, first_tool_only=True)
     elif method in ("json_schema", "json_mode"):
         wanted: dict[str, Any] = {"type": "json_object", "schema": json_schema}
         if method == "json_schema":
             wanted = {"type": "json_schema", "json_schema": {"name": json_schema.get("title"), "schema": json_schema}}
         model = chat.bind(response_format=wanted, ls_structured_output_format=shown, **call)
-        parser = PydanticOutputParser(pydantic_object=schema) if is_pydantic else JsonOutputParser()
+        parser = _WholeObject(pydantic_object=schema) if is_pydantic else _WholeJson()
     else:
         raise InvalidInputError(f"method must be 'json_schema', 'function_calling' or 'json_mode'; got {method!r}")
     if not include_raw:
@@ -53,3 +89,23 @@ def structured(
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _check_whole(text: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise _cut_off(text) from error
+
+
+def _check_called(generation: Generation) -> None:
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    if isinstance(message, AIMessage) and not message.tool_calls:
+        written = "".join(call["args"] or "" for call in message.invalid_tool_calls)
+        raise _cut_off(written)
+
+
+def _cut_off(text: str) -> OutputParserException:
+    return OutputParserException(
+        f"the answer was cut off before its JSON was complete; raise max_tokens. It began: {text!r}", llm_output=text
+    )

@@ -8,9 +8,11 @@ import threading
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
@@ -322,6 +324,39 @@ def test_forced_calls_and_structured_output(embedded_model):
     assert raw["parsing_error"] is not None  # two tokens are not enough, and that is told
     with pytest.raises(InvalidInputError, match="method must be"):
         chat.with_structured_output(Year, method="magic")
+
+
+def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_model):
+    question = "In which year was the bridge opened? In 1932."
+    chat = ChatSpecKV("default", max_tokens=40)
+    schema = Year.model_json_schema()
+    whole = chat.with_structured_output(schema).invoke(question)
+    cut = 0
+    for most in range(2, 9):
+        short = ChatSpecKV("default", max_tokens=most)
+        for shape in (Year, schema):
+            try:
+                found = short.with_structured_output(shape).invoke(question)
+            except OutputParserException:
+                cut += 1
+            else:
+                assert dict(found) == whole
+    assert cut > 6
+    for shape in (Year, convert_to_openai_tool(Year)):
+        with pytest.raises(OutputParserException, match="raise max_tokens"):
+            ChatSpecKV("default", max_tokens=5).with_structured_output(shape, method="function_calling").invoke(
+                question
+            )
+    forced = ChatSpecKV("default", max_tokens=5).bind_tools([Year], tool_choice="any")
+    message = forced.invoke(question)
+    assert (message.content, message.tool_calls) == ("", [])
+    assert "cut off" in message.invalid_tool_calls[0]["error"]
+    streamed = None
+    for chunk in forced.stream(question):
+        streamed = chunk if streamed is None else streamed + chunk
+    assert streamed.content == ""
+    assert not streamed.tool_calls
+    assert len(streamed.invalid_tool_calls) == 1
 
 
 def test_a_conversation_with_tool_results(embedded_model):
