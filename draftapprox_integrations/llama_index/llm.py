@@ -24,6 +24,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import PromptTemplate
+from pydantic import ConfigDict
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
@@ -55,13 +56,16 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     not weights. Further fields: see `Served`.
 
     Args:
-        max_new_tokens: Most tokens to write.
+        max_new_tokens: Most tokens to write; `max_tokens` is another name for it.
         context_window: What LlamaIndex packs prompts to; None: the model's own window less the answer.
         stop: Texts before which an answer ends.
         generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
     """
 
-    max_new_tokens: int = Field(default=256, description="Most tokens to write.")
+    # LlamaIndex's own classes ignore a name they do not know, and a model other than the wanted one answers.
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", populate_by_name=True)
+
+    max_new_tokens: int = Field(default=256, alias="max_tokens", description="Most tokens to write.")
     context_window: int | None = Field(default=None, description="What prompts are packed to.")
     stop: list[str] = Field(default_factory=list)
     generate_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -223,7 +227,8 @@ class SpecKVLLM(Served, FunctionCallingLLM):
         """
         calls = tool_calls_of(response.message)
         if not calls and error_on_no_tool_call:
-            raise ValueError(f"Expected at least one tool call, but the model answered: {response.message.content!r}")
+            written = response.message.content or response.additional_kwargs.get("invalid_tool_calls")
+            raise ValueError(f"Expected at least one tool call, but the model answered: {written!r}")
         return [ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
 
     # ------------------------------------------------------------------ answers of a given shape

@@ -260,3 +260,22 @@ async def test_an_agent_calls_a_tool_and_answers(tiny_tokenizer, embedded_model)
     result = await agent.run("What was opened in 1932?")
     assert len(calls) == 1
     assert "bridge" in str(result)
+
+
+def test_a_wrong_name_is_said_and_both_names_of_the_limit_count(tiny):
+    for wrong in ({"model_name": "owner/other"}, {"temprature": 1.0}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))}\n.*not permitted"):
+            SpecKVLLM(tiny, **wrong)
+    for name in ("max_tokens", "max_new_tokens"):
+        llm = SpecKVLLM(tiny, **{name: 3})
+        assert llm.complete(LONG).raw["usage"]["completion_tokens"] == 3
+        assert SpecKVLLM.from_dict(llm.to_dict()).max_new_tokens == 3
+
+
+def test_a_forced_call_that_was_cut_off(embedded_model):
+    llm = SpecKVLLM("default", max_new_tokens=5)
+    response = llm.chat_with_tools([FunctionTool.from_defaults(opened)], "What was opened in 1932?", tool_required=True)
+    (bad,) = response.additional_kwargs["invalid_tool_calls"]
+    assert "cut off" in bad["error"]
+    with pytest.raises(ValueError, match="at least one tool call.*cut off"):
+        llm.get_tool_calls_from_response(response)
