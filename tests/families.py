@@ -150,7 +150,8 @@ def groups() -> list[Group]:
     """The table."""
     found = []
     for group in tomllib.loads(TABLE.read_text())["group"]:
-        entries = {name: e if isinstance(e, dict) else {"models": e} for name, e in group["families"].items()}
+        named = dict.fromkeys(group.get("others", []), "") | group.get("families", {})
+        entries = {name: e if isinstance(e, dict) else {"models": e} for name, e in sorted(named.items())}
         models = {name: entry["models"] for name, entry in entries.items()}
         settings = {name: entry.get("settings", {}) for name, entry in entries.items()}
         refused, tried = group.get("refused", {}), group.get("tried", True)
