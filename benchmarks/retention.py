@@ -66,8 +66,7 @@ def rankings(engine: SpecPC, question: Question, rng: random.Random) -> dict[str
     """For each method the units of the passages, best first."""
     passages = question.passages
     encoded = engine._builder.reader.encode(passages)
-    prompts = engine._builder.build(encoded, engine._builder.headers([None] * len(passages)), question.text)
-    scores = engine._read_prompts(prompts, encoded)[0]
+    scores, _, _ = engine._score(encoded, [None] * len(passages), question.text, 0)
     found = {
         f"SpecPC {unit}s": rank_units(passages, encoded, scores, SpecPCConfig(granularity=unit), ()).order
         for unit in ("sentence", "word", "token")

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .speckv.generator import SpecKV
     from .speckv.patch import patch_model
     from .specpc.compressor import SpecPC
+    from .specpc.store import PassageStore
 
 _HOME = {
     "SpecKV": ".speckv.generator",
     "SpecKVConfig": ".config",
     "SpecKVPCConfig": ".config",
+    "PassageStore": ".specpc.store",
     "SpecPC": ".specpc.compressor",
     "SpecPCConfig": ".config",
     "CompressionResult": ".results",
@@ -33,6 +35,7 @@ _HOME = {
 __all__ = [
     "CompressionResult",
     "LoadedModel",
+    "PassageStore",
     "SpecKV",
     "SpecKVConfig",
     "SpecKVPCConfig",

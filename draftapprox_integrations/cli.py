@@ -6,20 +6,22 @@ import sys
 
 try:
     import typer
-    from rich.console import Console
-except ImportError:
+
+    from .terminal import DraftOption, load_engine, notes, plain_errors, screen
+except ImportError as error:
+    if (error.name or "").startswith(__package__):
+        raise
     sys.exit('The command line needs a few more packages: pip install "draftapprox-integrations[cli]"')
 
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .errors import DraftApproxError, InvalidInputError
+from . import cli_passages
+from .errors import InvalidInputError
 
 if TYPE_CHECKING:
     from .config import Granularity
@@ -34,8 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Draft-based Approximate Inference for RAG: keep what a small draft model looks at.",
 )
-screen = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+app.command()(cli_passages.calibrate)
+app.command()(cli_passages.ingest)
+app.add_typer(cli_passages.store_app, name="store")
 
 
 class Unit(StrEnum):
@@ -55,10 +58,10 @@ class Method(StrEnum):
     full = "full"
 
 
-DraftOption = Annotated[str, typer.Option(help="Draft model: hub id, folder, .gguf file, or 'default'.")]
 TokensOption = Annotated[int | None, typer.Option(help="Most tokens of context to keep.")]
 RatioOption = Annotated[float | None, typer.Option(help="Share of the context to keep, instead of --max-tokens.")]
 UnitOption = Annotated[Unit, typer.Option(help="What is kept or dropped as a whole.")]
+StoreOption = Annotated[Path | None, typer.Option(help="File that remembers passages; see ingest.")]
 HtmlOption = Annotated[Path | None, typer.Option(help="Also write a heat map of what was kept to this file.")]
 
 
@@ -99,10 +102,11 @@ def ask(
     kv: Annotated[int, typer.Option(min=32, help="KV pairs kept per layer and head, with speckv and speckvpc.")] = 256,
     compare: Annotated[bool, typer.Option("--compare", help="Answer from the uncompressed context too.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
+    store: StoreOption = None,
     html: HtmlOption = None,
 ) -> None:
     """Answer questions from a folder of documents: retrieve (BM25), compress, answer."""
-    with _plain_errors():
+    with plain_errors():
         from .documents import read_folder
         from .specpc.checks import check_budget, check_query
 
@@ -116,7 +120,7 @@ def ask(
         if max_tokens is None and ratio is None:
             max_tokens, ratio = (512, None) if shortens else (None, 1.0)
         passages = read_folder(docs)
-        engine, target = _load(draft, model, granularity.value)
+        engine, target = _load(draft, model, granularity.value, store)
         answers, whole = _engines(target, engine.draft, method, kv)
         for number, question in enumerate(questions):
             page = html if number == 0 or html is None else html.with_stem(f"{html.stem}-{number + 1}")
@@ -135,10 +139,11 @@ def compress(
     ratio: RatioOption = None,
     granularity: UnitOption = Unit.sentence,
     as_json: Annotated[bool, typer.Option("--json", help="Write everything that is known, as JSON.")] = False,
+    store: StoreOption = None,
     html: HtmlOption = None,
 ) -> None:
     """Write what SpecPC keeps of files or of stdin, as text or JSON; counts go to stderr."""
-    with _plain_errors():
+    with plain_errors():
         from .documents import read_file
         from .specpc.checks import check_budget, check_query
 
@@ -146,7 +151,7 @@ def compress(
         check_query(query)
         _check_page(html)
         parts = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
-        engine, _ = _load(draft, None, granularity.value)
+        engine, _ = _load(draft, None, granularity.value, store)
         titles, texts = [title for title, _ in parts], [text for _, text in parts]
         result = engine.compress(texts, query, max_tokens=max_tokens, ratio=ratio, titles=titles)
         if as_json:
@@ -202,18 +207,11 @@ def _ask_one(
         screen.print(f"Heat map: {html}")
 
 
-def _load(draft: str, model: str | None, granularity: Granularity) -> tuple[SpecPC, LoadedModel]:
-    with notes.status("Loading models ..."):
-        from transformers.utils import logging as transformers_logging
+def _load(draft: str, model: str | None, granularity: Granularity, store: Path | None) -> tuple[SpecPC, LoadedModel]:
+    from .models import load_model
 
-        from .config import SpecPCConfig
-        from .models import load_model
-        from .specpc.compressor import SpecPC
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        engine = SpecPC(draft, SpecPCConfig(granularity=granularity))
-        return engine, engine.draft if model in (None, draft) else load_model(model or draft)
+    engine = load_engine(draft, store=store, granularity=granularity)
+    return engine, engine.draft if model in (None, draft) else load_model(model or draft)
 
 
 def _engines(target: LoadedModel, draft: LoadedModel, method: Method, kv: int) -> tuple[SpecKV, SpecKV]:
@@ -239,20 +237,3 @@ def _read_stdin() -> str:
     if b"\0" in data[:4096]:
         raise InvalidInputError("standard input is not text")
     return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise typer.Exit(1) from None
-    except (DraftApproxError, ValueError, OSError) as error:
-        notes.print(f"[bold red]Error:[/] {_escape(str(error))}")
-        raise typer.Exit(1) from error
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Granularity = Literal["token", "word", "sentence"]
+Scoring = Literal["fused", "heads", "paper"]
 PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
 HeadBudgets = Literal["uniform", "adaptive"]
@@ -63,6 +64,14 @@ class SpecPCConfig:
         starting_layer_index: First layer that is listened to. None means 8 as in the paper, or half of
             the layers for a model with fewer than 16.
         weighted_query: Weigh the window's queries linearly from 0 (oldest) to 1 (newest).
+        scoring: How `compress` finds what matters; `select` is always the paper's. "fused": the attention of the
+            draft's calibrated heads (of all heads, as in the paper, for a draft that was never calibrated), together
+            with what the words say (BM25 on title and sentence), and with an embedder and the retriever's scores where
+            they are given. "heads": those heads alone. "paper": the attention of all heads, passages read together.
+            With granularity "word" or "token" the words say nothing: "fused" is then the same as "heads", and both
+            fall back to "paper".
+        keep_context: With granularity "sentence", how many sentences before and after a kept one come with it where
+            the budget allows.
         granularity: The unit that `compress` keeps or drops.
         separator: Put between pieces of one passage where something was dropped. None becomes a line break between
             sentences, which keeps headings, lists and tables apart, and a space between words or tokens.
@@ -81,6 +90,8 @@ class SpecPCConfig:
     lookahead_tokens: int | None = None
     starting_layer_index: int | None = None
     weighted_query: bool = True
+    scoring: Scoring = "fused"
+    keep_context: int = 0
     granularity: Granularity = "sentence"
     separator: str | None = None
     prefill_chunk_size: int | None = None
@@ -106,6 +117,8 @@ class SpecPCConfig:
         _check_choice("pool_type", self.pool_type, (*get_args(PoolType), None))
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
         _check_choice("granularity", self.granularity, get_args(Granularity))
+        _check_choice("scoring", self.scoring, get_args(Scoring))
+        _check_int("keep_context", self.keep_context, 0)
         if not isinstance(self.weighted_query, bool):
             raise ValueError(f"weighted_query must be True or False; got {self.weighted_query!r}")
         if self.separator is None:

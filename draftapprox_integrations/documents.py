@@ -97,15 +97,9 @@ def split(text: str, max_characters: int) -> list[str]:
 
 
 def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]:
-    """The `top_k` passages that BM25 ranks highest for `query`, best first.
+    """The `top_k` passages that BM25 ranks highest for `query`, best first."""
+    import bm25s
 
-    Raises:
-        MissingDependencyError: bm25s is not installed.
-    """
-    try:
-        import bm25s
-    except ImportError as error:
-        raise MissingDependencyError('bm25s is needed: pip install "draftapprox-integrations[cli]"') from error
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress to stderr at level DEBUG
     corpus = bm25s.tokenize([f"{p.title}\n{p.text}" for p in passages], stopwords="en", show_progress=False)
     index = bm25s.BM25()

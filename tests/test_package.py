@@ -44,7 +44,7 @@ FLOORS = {
     "heatmap_style": 1,
     "naming": 1, "guesses": 1, "specpc": 2, "speckv": 2, "chat": 2, "served": 2, "documents": 2, "answering": 2,
     "langchain": 3, "llama_index": 3,
-    "report": 4, "cli": 4,
+    "report": 4, "terminal": 4, "cli": 4, "cli_passages": 4,
 }  # fmt: skip
 
 

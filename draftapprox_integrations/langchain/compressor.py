@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from ..errors import InvalidInputError
 from ..models import ModelSpec
 from ..specpc.checks import as_config, check_budget
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved
+from ..specpc.fusion import Embedder
+from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved, ingest_retrieved
+from ..specpc.store import PassageStore
 from ..tokenization import TokenizerSpec
 
 
@@ -54,7 +57,10 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         title_keys: Metadata keys that may hold a title, which the draft reads with the document's text.
         metadata_key: Where the spans are noted.
         lookahead_tokens: Let the draft also guess the answer, with so many tokens, for an LLM of this package with the
-            same draft that answers from these documents: its draft need not read again. `rag_chain` sets it.
+            same draft that answers from these documents: its draft need not read again. `rag_chain` sets it. Works
+            with scoring "paper", see `SpecPC.compress`.
+        store: File (or `PassageStore`) that keeps passages which were read before; see `ingest`.
+        embedder: An `Embeddings` that helps to choose sentences; see `SpecPC`.
 
     Raises:
         InvalidInputError: a budget out of range; at use: no query, text that cannot be read.
@@ -74,6 +80,8 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
     metadata_key: str = "specpc"
     lookahead_tokens: int = Field(default=0, ge=0)
 
+    store: str | None = Field(default=None, frozen=True, description="File that keeps passages read before.")
+
     _slot: EngineSlot = PrivateAttr()
 
     def __init__(
@@ -84,16 +92,19 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         ratio: float | None = None,
         config: SpecPCConfig | dict[str, Any] | None = None,
         tokenizer: TokenizerSpec | None = None,
+        store: PassageStore | str | os.PathLike[str] | None = None,
+        embedder: Embedder | None = None,
         **fields: Any,
     ):
         check_budget(max_tokens, ratio)
-        slot = EngineSlot(draft, as_config(config), tokenizer)
+        slot = EngineSlot(draft, as_config(config), tokenizer, store, embedder)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,
             ratio=ratio,
             config=slot.config,
             tokenizer=slot.tokenizer_name,
+            store=slot.store_name,
             **fields,
         )
         self._slot = slot
@@ -142,8 +153,18 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             title_keys=self.title_keys,
             metadata_key=self.metadata_key,
             lookahead_tokens=self.lookahead_tokens,
+            retriever_scores=[_retriever_score(document) for document in documents],
         )
         return [self._copy(documents[item.index], item) for item in kept]
+
+    def ingest(self, documents: Sequence[Document]) -> int:
+        """Read documents ahead of any question, into the store; how many tokens had to be read.
+
+        Raises:
+            InvalidInputError: as `SpecPC.ingest`.
+        """
+        texts = [document.page_content for document in documents]
+        return ingest_retrieved(self._slot, texts, [document.metadata for document in documents], self.title_keys)
 
     def _copy(self, original: Document, item: Kept) -> Document:
         document = original.model_copy(deep=True)
@@ -151,3 +172,12 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             document.page_content = item.text
             document.metadata[self.metadata_key] = item.note
         return document
+
+
+def _retriever_score(document: Document) -> float | None:
+    """What the retriever noted in the metadata, under the names that LangChain's parts use."""
+    for key in ("relevance_score", "score"):
+        value = document.metadata.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
@@ -9,14 +11,16 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayloa
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from ..config import SpecPCConfig
 from ..models import ModelSpec
 from ..results import CompressionResult
 from ..specpc.checks import as_config, check_budget
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved
+from ..specpc.fusion import Embedder
+from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved, ingest_retrieved
+from ..specpc.store import PassageStore
 from ..tokenization import TokenizerSpec
 
 dispatcher = get_dispatcher(__name__)
@@ -46,7 +50,10 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         title_keys: Metadata keys that may hold a title, which the draft reads with the node's text.
         metadata_key: Where the spans are noted.
         lookahead_tokens: Let the draft also guess the answer, with so many tokens, for an LLM of this package with the
-            same draft that answers from these nodes: its draft need not read again. `rag_query_engine` sets it.
+            same draft that answers from these nodes: its draft need not read again. `rag_query_engine` sets it. Works
+            with scoring "paper", see `SpecPC.compress`.
+        store: File (or `PassageStore`) that keeps passages which were read before; see `ingest`.
+        embedder: An embedding model that helps to choose sentences, such as `Settings.embed_model`; see `SpecPC`.
 
     Raises:
         InvalidInputError: a budget out of range; at use: no query, text that cannot be read.
@@ -64,6 +71,8 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
     metadata_key: str = Field(default="specpc", description="Where the kept spans are noted.")
     lookahead_tokens: int = Field(default=0, ge=0, description="Tokens of a guess that the draft leaves for the LLM.")
 
+    store: str | None = Field(default=None, frozen=True, description="File that keeps passages read before.")
+
     _slot: EngineSlot = PrivateAttr()
 
     def __init__(
@@ -80,10 +89,12 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         title_keys: list[str] | None = None,
         metadata_key: str = "specpc",
         lookahead_tokens: int = 0,
+        store: PassageStore | str | os.PathLike[str] | None = None,
+        embedder: Embedder | None = None,
         callback_manager: CallbackManager | None = None,
     ):
         check_budget(max_tokens, ratio)
-        slot = EngineSlot(draft, as_config(config), tokenizer)
+        slot = EngineSlot(draft, as_config(config), tokenizer, store, embedder)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,
@@ -96,6 +107,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
             title_keys=["title", "file_name"] if title_keys is None else title_keys,
             metadata_key=metadata_key,
             lookahead_tokens=lookahead_tokens,
+            store=slot.store_name,
             callback_manager=callback_manager or CallbackManager(),
         )
         self._slot = slot
@@ -138,11 +150,21 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
                 title_keys=self.title_keys,
                 metadata_key=self.metadata_key,
                 lookahead_tokens=self.lookahead_tokens,
+                retriever_scores=[node.score for node in nodes],
             )
             compressed = [self._copy(nodes[item.index], item) for item in kept]
             event.on_end(payload={EventPayload.NODES: compressed})
         dispatcher.event(ReRankEndEvent(nodes=compressed))
         return compressed, result
+
+    def ingest(self, nodes: Sequence[BaseNode]) -> int:
+        """Read nodes ahead of any question, into the store; how many tokens had to be read.
+
+        Raises:
+            InvalidInputError: as `SpecPC.ingest`.
+        """
+        texts = [_text_of(NodeWithScore(node=node)) for node in nodes]
+        return ingest_retrieved(self._slot, texts, [node.metadata for node in nodes], self.title_keys)
 
     def _copy(self, original: NodeWithScore, item: Kept) -> NodeWithScore:
         node = original.node.model_copy(deep=True)

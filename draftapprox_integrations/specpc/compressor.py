@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from ..errors import BudgetError, InvalidInputError
 from ..models import LoadedModel, ModelSpec, load_model, pad_left
 from ..results import CompressedPassage, CompressionResult, Selection
 from ..tokenization import Encoded, TokenCounter, TokenizerSpec
-from .budget import Packed, Packer
+from .budget import Packed, Packer, Unit
 from .checks import (
     as_config,
     budget_in_tokens,
@@ -33,12 +34,18 @@ from .checks import (
     check_query,
     check_titles,
 )
+from .fusion import Embedder, fuse
+from .heads import HeadSet, find_heads
 from .importance import read_importance
-from .prompt import Prompt, PromptBuilder
+from .passages import PassageReader
+from .prompt import PromptBuilder
 from .ranking import Pattern, Ranking, rank_units
+from .reading import read_together
 from .selection import pool_scores, select_tokens
+from .store import PassageStore, open_store
 
 OnEmpty = Literal["drop", "keep_best"]
+_IN_MEMORY = 256 << 20
 
 
 class SpecPC:
@@ -56,6 +63,11 @@ class SpecPC:
         tokenizer: Counts the tokens of `compress` budgets: usually the target model's. A transformers tokenizer,
             a folder or hub id of one, a tiktoken encoding, or a function from text to tokens or to their number.
             None counts with the draft's.
+        store: Where passages that were read before are kept: a `PassageStore`, or the name of its file. None remembers
+            some of them in memory (256 MiB), for as long as this object lives.
+        embedder: Gives vectors of texts, for scoring "fused": a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`,
+            or a function from texts to vectors. It is asked about each sentence.
+        heads: Calibrated heads of the draft. None finds those that were saved for it.
 
     Raises:
         ModelLoadError: the draft or the tokenizer cannot be loaded.
@@ -69,12 +81,18 @@ class SpecPC:
         config: SpecPCConfig | None = None,
         *,
         tokenizer: TokenizerSpec | None = None,
+        store: PassageStore | str | os.PathLike[str] | None = None,
+        embedder: Embedder | None = None,
+        heads: HeadSet | None = None,
     ):
         self.draft: LoadedModel = load_model(draft)
         self.config = as_config(config) or SpecPCConfig()
         self._view = attention_view(self.draft.model)
         self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
+        self.embedder = embedder
+        self.store = PassageStore(max_bytes=_IN_MEMORY) if store is None else open_store(store)
+        self._heads = heads
         if self.draft.tokenizer is not None:
             _ = self._builder, self._counter  # made now, so that what is wrong is said now
 
@@ -166,6 +184,7 @@ class SpecPC:
         on_empty: OnEmpty = "drop",
         protect: Sequence[Pattern] = (),
         lookahead_tokens: int = 0,
+        retriever_scores: Sequence[float | None] | None = None,
     ) -> CompressionResult:
         """Keep what the draft looks at when it reads the passages with the question.
 
@@ -180,8 +199,11 @@ class SpecPC:
                 the budget cannot pay for all of these, the least wanted keep only the first words of it.
             protect: Strings, or compiled patterns: units that contain a match are always kept.
             lookahead_tokens: Let the draft go on and guess the answer with so many tokens, for a `SpecKV` with the same
-                draft that is given the kept text and the question next: it then need not guess itself. Only where all
-                passages fit one reading. The scores are not changed by it.
+                draft that is given the kept text and the question next: it then need not guess itself. Only where the
+                draft reads the passages together (scoring "paper", or a draft without calibrated heads) and they fit
+                one reading; else `SpecKV` guesses, from what was kept. The scores are not changed by it.
+            retriever_scores: Per passage what the retriever said of it, None where it said nothing; the higher, the
+                better. Used with scoring "fused".
 
         Returns:
             One entry per passage, in order. Passages that together fit the budget pass through untouched and
@@ -197,6 +219,11 @@ class SpecPC:
         titles = check_titles(titles, len(passages))
         check_budget(max_tokens, ratio)
         protect = check_protect(protect)
+        if retriever_scores is not None and len(retriever_scores) != len(passages):
+            raise InvalidInputError(
+                f"retriever_scores must be one number or None for each of the {len(passages)} passages; got "
+                f"{len(retriever_scores)}"
+            )
         if isinstance(lookahead_tokens, bool) or not isinstance(lookahead_tokens, int) or lookahead_tokens < 0:
             raise InvalidInputError(f"lookahead_tokens must be an integer >= 0; got {lookahead_tokens!r}")
         guess: Tensor | None = None
@@ -209,15 +236,17 @@ class SpecPC:
             whole = [[(0, len(text))] if text else [] for text in passages]
             packed, scores = Packed(whole, passages, before), [math.nan] * len(passages)
             heat: list[list[tuple[int, int, float]]] = [[] for _ in passages]
-            prompts: list[Prompt] = []
+            draft_tokens = 0
             tokenized = drafted = time.perf_counter()
         else:
             encoded = builder.reader.encode(passages)
-            prompts = builder.build(encoded, builder.headers(titles), query)
             tokenized = time.perf_counter()
-            token_scores, guess = self._read_prompts(prompts, encoded, lookahead_tokens)
+            token_scores, guess, draft_tokens = self._score(encoded, titles, query, lookahead_tokens)
             drafted = time.perf_counter()
-            ranking = rank_units(passages, encoded, token_scores, self.config, protect)
+            combine = None
+            if self.config.scoring == "fused":
+                combine = partial(self._combine, passages, titles, query, retriever_scores)
+            ranking = rank_units(passages, encoded, token_scores, self.config, protect, combine)
             packed = self._pack(passages, before, ranking, budget, best_of_each=on_empty == "keep_best")
             scores = ranking.passage_scores
             heat = [_heat(tokens, found) for tokens, found in zip(encoded, token_scores, strict=True)]
@@ -244,8 +273,47 @@ class SpecPC:
                 "total": done - begun,
             },
             draft=self.draft.name,
-            draft_tokens=sum(len(prompt.ids) for prompt in prompts),
+            draft_tokens=draft_tokens,
         )
+
+    def _combine(
+        self,
+        passages: Sequence[str],
+        titles: Sequence[str | None],
+        query: str,
+        retriever_scores: Sequence[float | None] | None,
+        units: Sequence[Unit],
+        attention: Tensor,
+    ) -> Tensor:
+        """float32 [units]: scores from all that is known, positive, summing to 1."""
+        texts = []
+        for unit in units:
+            title, text = titles[unit.passage], passages[unit.passage][unit.start : unit.end]
+            texts.append(f"{title}\n{text}" if title else text)
+        owners = [unit.passage for unit in units]
+        return torch.softmax(fuse(query, texts, attention, owners, retriever_scores, self.embedder), dim=0)
+
+    def ingest(self, passages: Iterable[str], titles: Sequence[str | None] | None = None) -> int:
+        """Read passages ahead of any question and keep what is needed of them in the store.
+
+        Args:
+            passages: Texts, as `compress` will get them.
+            titles: Per passage a title or None, as `compress` will get them.
+
+        Returns:
+            How many tokens had to be read; 0 if all were known.
+
+        Raises:
+            InvalidInputError: without a store, or without calibrated heads, there is nothing to keep.
+        """
+        passages = check_passages(passages)
+        titles = check_titles(titles, len(passages))
+        if self.store is None or self._reader is None:
+            raise InvalidInputError(
+                "ingest keeps what the draft's calibrated heads need: make the SpecPC with store=..., with scoring "
+                f'"fused" or "heads", and calibrate its draft: draftapprox calibrate --model {self.draft.name}'
+            )
+        return self._reader.ingest(self._builder.reader.encode(passages), titles)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as the budget counts them."""
@@ -274,34 +342,29 @@ class SpecPC:
             return TokenCounter(self.draft.require_tokenizer(), self.draft.name)
         return TokenCounter(self.tokenizer)
 
-    def _read_prompts(
-        self, prompts: Sequence[Prompt], encoded: Sequence[Encoded], guess_tokens: int = 0
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Per passage float32 [tokens]: how much the draft looked at each token; and its guess of the answer."""
-        guess: Tensor | None = None
-        if len(prompts) > 1 or len(prompts[0].ids) + guess_tokens > self.draft.context_window:
-            guess_tokens = 0
-        scores = [torch.zeros(len(tokens.ids)) for tokens in encoded]
-        for prompt in prompts:
-            ids = torch.tensor([prompt.ids])
-            window = min(self.config.window_size or prompt.window, len(prompt.ids))
-            with self.draft.lock:
-                more = max(guess_tokens - (self.config.lookahead_tokens or 1), 0)
-                read = read_importance(
-                    self._view,
-                    ids,
-                    torch.ones_like(ids),
-                    window,
-                    self.config,
-                    draft_tokens=guess_tokens > 0,
-                    unscored_tokens=more,
+    @cached_property
+    def _reader(self) -> PassageReader | None:
+        """What listens to the calibrated heads; None where the paper's scoring is wanted, or none are known."""
+        if self.config.scoring == "paper":
+            return None
+        heads = self._heads or find_heads(self.draft.model)
+        if heads is None:
+            if self.config.scoring == "heads":
+                raise InvalidInputError(
+                    f"{self.draft.name} was never calibrated. Run: draftapprox calibrate --model {self.draft.name}, or "
+                    'use scoring="fused", which does without, or "paper".'
                 )
-            found = read.scores[0]
-            if read.lookahead_ids is not None:
-                guess = read.lookahead_ids[0]
-            for segment, place in prompt.places:
-                scores[segment.passage][segment.start : segment.stop] = found[place : place + segment.tokens]
-        return scores, guess
+            return None
+        return PassageReader(self.draft, self._view, self._builder, heads, self.store)
+
+    def _score(
+        self, encoded: Sequence[Encoded], titles: Sequence[str | None], query: str, guess_tokens: int
+    ) -> tuple[list[Tensor], Tensor | None, int]:
+        """Per passage float32 [tokens], a guess of the answer, and how many tokens the draft has read."""
+        if self._reader is not None:
+            scores, read = self._reader.scores(encoded, titles, query)
+            return scores, None, read
+        return read_together(self.draft, self._view, self._builder, self.config, encoded, titles, query, guess_tokens)
 
     def _pack(
         self, passages: Sequence[str], before: Sequence[int], ranking: Ranking, budget: int, *, best_of_each: bool

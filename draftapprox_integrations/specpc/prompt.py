@@ -80,14 +80,29 @@ class PromptBuilder:
         )
         (self._gap,) = (encoded.ids for encoded in self.reader.encode(["\n\n"]))
 
+    @property
+    def head(self) -> list[int]:
+        """Ids of everything before the context."""
+        return list(self._head)
+
+    def question(self, query: str) -> list[int]:
+        """Ids of the question itself."""
+        (question,) = self.reader.encode([query.strip()])
+        return question.ids
+
     def tail(self, query: str) -> list[int]:
         """Ids of everything after the context."""
-        (question,) = self.reader.encode([query.strip()])
-        return [*self._middle, *question.ids, *self._tail]
+        return [*self._middle, *self.question(query), *self._tail]
 
-    def headers(self, titles: Sequence[str | None]) -> list[list[int]]:
-        """Ids of the line before each passage: its number and, where it has one, its title."""
-        lines = [f"[{number}] {title.strip()}\n" if title else f"[{number}] " for number, title in enumerate(titles, 1)]
+    def headers(self, titles: Sequence[str | None], *, numbered: bool = True) -> list[list[int]]:
+        """Ids of the line before each passage: its number and, where it has one, its title.
+
+        Args:
+            titles: per passage a title or None.
+            numbered: False gives every passage the number 1, as if it stood alone.
+        """
+        numbers = range(1, len(titles) + 1) if numbered else [1] * len(titles)
+        lines = [f"[{n}] {title.strip()}\n" if title else f"[{n}] " for n, title in zip(numbers, titles, strict=True)]
         return [encoded.ids for encoded in self.reader.encode(lines)]
 
     def build(self, passages: Sequence[Encoded], headers: Sequence[list[int]], query: str) -> list[Prompt]:

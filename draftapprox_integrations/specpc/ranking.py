@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from .selection import pool_scores, rank, with_neighbors
 from .spans import split_units, unit_of_tokens
 
 Pattern = str | re.Pattern[str]
+Combine = Callable[[Sequence[Unit], Tensor], Tensor]  # (sentences, the draft's scores of them) -> final scores
 
 # A sentence counts as if it had this many more tokens of its passage's average attention. Short ones (headings,
 # fragments) then win only when much looked at, and a passage that is looked at lifts its sentences.
@@ -27,7 +28,8 @@ class Ranking:
     """Units of some passages in the order in which they should be kept.
 
     Attributes:
-        order: Every unit once: the protected ones, then by score (and, for tokens, closeness to a better one).
+        order: Every unit once: the protected ones, then by score (and, for tokens, closeness to a better one); of
+            sentences as `in_context` orders them.
         protected: How many at the beginning of `order` must be kept.
         best: The best unit of each passage that has any, best passage first.
         passage_scores: Per passage the score of its best unit; 0.0 if it has none.
@@ -45,6 +47,7 @@ def rank_units(
     scores: Sequence[Tensor],
     config: SpecPCConfig,
     protect: Sequence[Pattern],
+    combine: Combine | None = None,
 ) -> Ranking:
     """Order the units of `passages`.
 
@@ -57,6 +60,7 @@ def rank_units(
         scores: Per passage float32 [tokens].
         config: `granularity`, `pool_type`, `kernel_size` and `neighbor_tokens` are used.
         protect: Units with a match are kept before all others.
+        combine: Makes the sentences' final scores of what the draft says of them.
     """
     units: list[Unit] = []
     values: list[Tensor] = []
@@ -69,7 +73,11 @@ def rank_units(
             pooled = pool_scores(found, config.pool_type, config.kernel_size) if len(found) else found
             values.append(highest_scores(pooled, owners, len(spans)))
         units += [Unit(index, start, end) for start, end in spans]
+    if combine is not None and config.granularity == "sentence" and units:
+        values = list(combine(units, torch.cat(values)).split([len(value) for value in values]))
     ranked = rank(torch.cat(values)) if values else torch.empty(0, dtype=torch.long)
+    if config.granularity == "sentence":
+        ranked = torch.tensor(in_context(passages, units, ranked.tolist(), config.keep_context), dtype=torch.long)
     by_score = ranked.tolist()
     if config.granularity == "token":
         ranked = with_neighbors(ranked, config.resolved_neighbors(), len(units))
@@ -83,6 +91,36 @@ def rank_units(
         best=list(best.values()),
         passage_scores=[float(value.max()) if len(value) else 0.0 for value in values],
     )
+
+
+def in_context(passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[int], neighbors: int) -> list[int]:
+    """The order in which sentences are kept, so that none hangs in the air.
+
+    A heading goes with the first wanted sentence under it; one with no sentence under it is left out. Then come
+    `neighbors` sentences before and after.
+
+    Args:
+        passages: the texts.
+        units: their sentences, in reading order.
+        ranked: indices of `units`, the most wanted first.
+        neighbors: how many around each.
+    """
+    headings = {i for i, unit in enumerate(units) if passages[unit.passage].startswith("#", unit.start)}
+    with_text = {unit.passage for i, unit in enumerate(units) if i not in headings}
+    headings = {i for i in headings if units[i].passage in with_text}  # a passage of headings only is what it is
+    order: list[int] = []
+    for index in ranked:
+        if index in headings:
+            continue
+        around = [index]
+        for distance in range(1, neighbors + 1):
+            around += [index - distance, index + distance]
+        here = [i for i in around if 0 <= i < len(units) and units[i].passage == units[index].passage]
+        order += [i for i in here if i not in headings]
+        above = max((i for i in headings if i < index), default=-1)
+        if above >= 0 and units[above].passage == units[index].passage:
+            order.append(above)
+    return list(dict.fromkeys(order))
 
 
 def sentence_scores(scores: Tensor, owners: Tensor, units: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from ..naming import Slot, check_named, model_name, saved_name
 from ..results import CompressedPassage, CompressionResult, Span
 from ..tokenization import TokenizerSpec
 from .compressor import OnEmpty, SpecPC
+from .fusion import Embedder
 from .ranking import Pattern
+from .store import PassageStore
 
 OnError = Literal["raise", "passthrough"]
 
@@ -51,7 +54,7 @@ class EngineSlot(Slot):
     Args:
         draft: A model spec, a `LoadedModel`, or a `SpecPC` to share.
         config: Settings, or None for the defaults (or those of the shared `SpecPC`).
-        tokenizer: Counts the budget's tokens; see `SpecPC`.
+        tokenizer, store, embedder: see `SpecPC`.
 
     Attributes:
         config: The settings in use.
@@ -62,15 +65,22 @@ class EngineSlot(Slot):
     """
 
     def __init__(
-        self, draft: ModelSpec | SpecPC, config: SpecPCConfig | None = None, tokenizer: TokenizerSpec | None = None
+        self,
+        draft: ModelSpec | SpecPC,
+        config: SpecPCConfig | None = None,
+        tokenizer: TokenizerSpec | None = None,
+        store: PassageStore | str | os.PathLike[str] | None = None,
+        embedder: Embedder | str | None = None,
     ):
         self._lock = threading.Lock()
         self._engine: SpecPC | None = None
-        self._draft, self._tokenizer = draft, tokenizer
+        self._draft, self._tokenizer, self._store, self._embedder = draft, tokenizer, store, embedder
         if isinstance(draft, SpecPC):
-            if tokenizer is not None or (config is not None and config != draft.config):
+            others = (tokenizer, store, embedder)
+            if any(other is not None for other in others) or (config is not None and config != draft.config):
                 raise InvalidInputError(
-                    "a shared SpecPC brings its own config and tokenizer; pass a model instead to set others"
+                    "a shared SpecPC brings its own config, tokenizer, store and embedder; pass a model instead to set "
+                    "others"
                 )
             self._engine, config, tokenizer = draft, draft.config, draft.tokenizer
         self.config = config or SpecPCConfig()
@@ -88,12 +98,23 @@ class EngineSlot(Slot):
             if self._engine is None:
                 check_named("draft", self._draft)
                 check_named("tokenizer", self._tokenizer)
+                check_named("embedder", self._embedder)
                 assert not isinstance(self._draft, SpecPC)
-                self._engine = SpecPC(self._draft, self.config, tokenizer=self._tokenizer)
+                assert not isinstance(self._embedder, str)
+                self._engine = SpecPC(
+                    self._draft, self.config, tokenizer=self._tokenizer, store=self._store, embedder=self._embedder
+                )
             return self._engine
 
-    def __reduce__(self) -> tuple[type[EngineSlot], tuple[str, SpecPCConfig, str | None]]:
-        return EngineSlot, (self.draft_name, self.config, self.tokenizer_name)
+    @property
+    def store_name(self) -> str | None:
+        """The file of the store that was given, if there is one."""
+        path = self._store.path if isinstance(self._store, PassageStore) else self._store
+        return None if path is None else os.fspath(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        embedder = None if self._embedder is None else saved_name(self._embedder)
+        return EngineSlot, (self.draft_name, self.config, self.tokenizer_name, self.store_name, embedder)
 
 
 def compress_retrieved(
@@ -110,6 +131,7 @@ def compress_retrieved(
     title_keys: Sequence[str],
     metadata_key: str,
     lookahead_tokens: int = 0,
+    retriever_scores: Sequence[float | None] | None = None,
 ) -> tuple[list[Kept], CompressionResult | None]:
     """Compress the texts among some retrieved items.
 
@@ -118,7 +140,7 @@ def compress_retrieved(
         texts: Per item its text, or None for one that has none (an image); such an item is always passed on.
         metadata: Per item its metadata, in which the title is looked up.
         query: The question.
-        max_tokens, ratio, on_empty, protect, lookahead_tokens: as `SpecPC.compress`.
+        max_tokens, ratio, on_empty, protect, lookahead_tokens, retriever_scores: as `SpecPC.compress`.
         on_error: "raise", or "passthrough": log the error and pass every item on as it is.
         title_keys: The first of these that an item's metadata has is its title.
         metadata_key: Where an item compressed before has its note; the new note then speaks of the original too.
@@ -142,6 +164,7 @@ def compress_retrieved(
             on_empty=on_empty,
             protect=protect,
             lookahead_tokens=lookahead_tokens,
+            retriever_scores=None if retriever_scores is None else [retriever_scores[index] for index in places],
         )
     except Exception as error:
         if on_error == "raise":
@@ -159,6 +182,18 @@ def compress_retrieved(
     if not result.tokens_after and result.tokens_before:
         logger.warning("SpecPC kept nothing: no word of the best sentence fits %d tokens", result.budget)
     return kept, result
+
+
+def ingest_retrieved(
+    slot: EngineSlot,
+    texts: Sequence[str | None],
+    metadata: Sequence[Mapping[str, Any]],
+    title_keys: Sequence[str],
+) -> int:
+    """Read the texts among some items ahead of any question; as `SpecPC.ingest`."""
+    places = [index for index, text in enumerate(texts) if text and text.strip()]
+    titles = [_title(metadata[index], title_keys) for index in places]
+    return slot.get().ingest([texts[index] or "" for index in places], titles)
 
 
 def _note(passage: CompressedPassage, before: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _UNSPACED = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 # A line that stands alone: heading, list item, table row, quote, rule.
 _OWN_LINE = re.compile(r"\s*(?:#{1,6}\s|[-*+\u2022]\s|\d{1,3}[.)]\s|\||>|(?:[-=*_]\s*){3,}$)")
+_FENCE = re.compile(r"\s*(```+|~~~+)")
 _BREAK = re.compile(
     r"""
     [.!?\u2026\u0964\u061f\u06d4]+["'\u201d\u2019)\]]*(?=\s)   # a full stop and what closes with it, then a space
@@ -66,6 +67,9 @@ def sentences(text: str) -> list[Span]:
     units: list[Span] = []
     for start, end in _paragraphs(text):
         piece = start
+        if _FENCE.match(text, start):  # code is kept or dropped whole
+            _append(units, text, start, end)
+            continue
         for match in _BREAK.finditer(text, start, end):
             if _is_end(text, piece, match.end(), end):
                 _append(units, text, piece, match.end())
@@ -86,7 +90,20 @@ def _paragraphs(text: str) -> list[Span]:
     runs: list[Span] = []
     start: int | None = None
     position = 0
+    fence: str | None = None  # inside a block of code: what ends it
     for line in text.splitlines(keepends=True):
+        opened = _FENCE.match(line)
+        if fence is not None or opened is not None:
+            if fence is None and opened is not None:
+                if start is not None:
+                    runs.append((start, position))
+                start, fence = position, opened[1]
+            elif line.strip() == fence:
+                assert start is not None
+                runs.append((start, position + len(line)))
+                start = fence = None
+            position += len(line)
+            continue
         blank, alone = not line.strip(), bool(_OWN_LINE.match(line))
         if (blank or alone) and start is not None:
             runs.append((start, position))

@@ -1,0 +1,124 @@
+"""One score from many: each part is heard, none is needed."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from llama_index.core.embeddings import MockEmbedding
+
+from draftapprox_integrations import SpecPC
+from draftapprox_integrations.errors import InvalidInputError
+from draftapprox_integrations.specpc.budget import Unit
+from draftapprox_integrations.specpc.fusion import Words, fuse, similarities, standardized
+from draftapprox_integrations.specpc.ranking import in_context
+
+TEXTS = ["Harbour\nThe crane lifts twelve tonnes.", "Ferry\nIt carries 148 passengers.", "Ferry\nIt is blue."]
+FLAT = torch.full((3,), 0.1)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
+def test_standardized(values):
+    found = standardized(torch.tensor(values))
+    assert torch.isfinite(found).all()
+    assert abs(float(found.mean())) < 1e-3
+    assert abs(float(found.std()) - 1) < 1e-3 or float(found.abs().max()) == 0
+    for i, a in enumerate(values):
+        for j, b in enumerate(values):
+            assert not (a > b and found[i] < found[j])
+
+
+def test_words_alone_decide_where_attention_is_level():
+    assert int(fuse("How many passengers does the ferry carry?", TEXTS, FLAT, [0, 1, 1]).argmax()) == 1
+
+
+def test_attention_alone_decides_where_no_word_is_shared():
+    attention = torch.tensor([0.1, 0.1, 0.9])
+    assert int(fuse("Zzz?", TEXTS, attention, [0, 1, 1]).argmax()) == 2
+
+
+def test_the_retriever_and_the_embedder_are_heard():
+    alike = ["the same words"] * 3
+    assert int(fuse("Zzz?", alike, FLAT, [0, 1, 2], [0.1, 0.2, 0.9]).argmax()) == 2
+    vectors = {"Zzz?": [1.0, 0.0], "a": [0.0, 1.0], "b": [1.0, 0.1], "c": [-1.0, 0.0]}
+    found = fuse("Zzz?", ["a", "b", "c"], FLAT, [0, 1, 2], None, lambda texts: [vectors[text] for text in texts])
+    assert int(found.argmax()) == 1
+
+
+@pytest.mark.parametrize("scores", [[None, None, None], [0.5, None, math.nan], [math.inf, 1.0, 2.0], [3.0, 3.0, 3.0]])
+def test_retriever_scores_that_say_little(scores):
+    assert torch.isfinite(fuse("ferry", TEXTS, FLAT, [0, 1, 2], scores)).all()
+
+
+def test_what_the_best_sentence_names_is_looked_for():
+    texts = ["The song of Elm Hall is by Ada Marlow.", "Bruno Tamby died in 1802.", "Ada Marlow died in 1790."]
+    found = fuse("When did the author of the song of Elm Hall die?", texts, FLAT, [0, 1, 2])
+    assert found.argsort(descending=True).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("texts", [["one"], ["...", "!!!"], ["", ""], ["\u6a4b\u306f\u8d64\u3044", "\U0001f600"]])
+def test_few_or_strange_texts(texts):
+    found = fuse("the", texts, torch.zeros(len(texts)), list(range(len(texts))))
+    assert found.shape == (len(texts),)
+    assert torch.isfinite(found).all()
+
+
+def test_words_without_any():
+    assert Words(["", "..."]).scores("the bridge").tolist() == [0.0, 0.0]
+    assert Words(["a bridge", "a mill"]).scores("...").tolist() == [0.0, 0.0]
+    assert Words(["a bridge", "a mill"]).scores("bridge")[0] > 0
+
+
+def test_embedders_of_both_frameworks():
+    for embedder in (DeterministicFakeEmbedding(size=8), MockEmbedding(embed_dim=4)):
+        found = similarities(embedder, "a question", ["one", "two", "three"])
+        assert found.shape == (3,)
+        assert (found <= 1 + 1e-6).all()
+    langchain = DeterministicFakeEmbedding(size=8)
+    expected = torch.nn.functional.cosine_similarity(
+        torch.tensor(langchain.embed_documents(["one", "two"])), torch.tensor(langchain.embed_query("one"))[None]
+    )
+    assert torch.allclose(similarities(langchain, "one", ["one", "two"]), expected.float())
+
+
+@pytest.mark.parametrize(
+    "embedder",
+    [
+        lambda texts: [[1.0]] * (len(texts) - 1),
+        lambda texts: [[math.nan, 1.0] for _ in texts],
+        lambda texts: 1 / 0,
+        lambda texts: "text",
+        object(),
+    ],
+)
+def test_an_embedder_that_fails_is_named(tiny, embedder):
+    with pytest.raises(InvalidInputError, match="must return one vector of finite numbers"):
+        SpecPC(tiny, embedder=embedder).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4)
+
+
+def test_retriever_scores_must_fit_the_passages(tiny):
+    with pytest.raises(InvalidInputError, match="for each of the 2 passages; got 1"):
+        SpecPC(tiny).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4, retriever_scores=[0.1])
+
+
+def units_of(*passages):
+    return [Unit(p, start, start + 1) for p, text in enumerate(passages) for start in range(len(text))]
+
+
+def test_a_heading_comes_with_what_stands_under_it():
+    passages = ["#ab#cd", "##", "x"]  # each character a unit; "#" a heading
+    units = units_of(*passages)
+    order = in_context(passages, units, [3, 5, 6, 1, 8, 0, 2, 4, 7], 0)
+    #                                     the second heading comes with d (5), the first with a (1)
+    assert order == [5, 3, 6, 1, 0, 8, 2, 4, 7]
+
+
+def test_headings_with_nothing_under_them_are_left_out():
+    assert in_context(["##a"], units_of("##a"), [0, 1, 2], 0) == [2, 1]
+
+
+def test_neighbours_come_along_within_their_passage():
+    passages = ["abcde", "fgh"]
+    assert in_context(passages, units_of(*passages), [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
