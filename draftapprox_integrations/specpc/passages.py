@@ -157,7 +157,7 @@ class PassageReader:
         return pieces
 
     def _read_question(self, query: str, places: int) -> tuple[Tensor, int]:
-        """The question's queries, float32 [places, heads, question tokens, head_dim], scaled; how many tokens were read.
+        """The question's queries, float32 [places, heads, question tokens, head_dim], scaled; tokens read.
 
         It is read with nothing before it; only its position is as if it stood behind a passage.
         """

@@ -1,0 +1,91 @@
+"""What the draft costs: reading everything as the paper does, alone up to the last calibrated head, from a warm store.
+
+    python -m benchmarks.draft_cost
+
+Random words; medians of interleaved repeats, each as a share of a plain forward pass of the draft over the same
+passages and question in one prompt. "cold": no passage was read before. "warm": all were, in memory or in a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig
+from draftapprox_integrations.specpc.heads import find_heads
+
+from .common import machine, table
+
+QUESTION = "In which year was the old stone bridge across the northern river opened to the public?"
+WAYS = ("forward", "paper", "cold", "warm, memory", "warm, file")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draft", default="default")
+    parser.add_argument("--shapes", nargs="+", default=["12x512", "12x200"], help="passages x tokens of each")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    paper = SpecPC(args.draft, SpecPCConfig(scoring="paper"))
+    heads = find_heads(paper.draft.model)
+    if heads is None:
+        parser.error("calibrate the draft first: draftapprox calibrate")
+    tokenizer = paper.draft.require_tokenizer()
+    lines = []
+    size = 0.0
+    for shape in args.shapes:
+        count, length = (int(number) for number in shape.split("x"))
+        rng = random.Random(0)
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        with tempfile.TemporaryDirectory() as folder:
+            for repeat in range(args.repeats + 1):  # the first round warms up
+                ids = [[rng.randrange(1000, 40_000) for _ in range(length)] for _ in range(count)]
+                passages = [str(tokenizer.decode(row)) for row in ids]
+                encoded = paper._builder.reader.encode(passages)
+                titles = [None] * count
+                store = PassageStore(Path(folder) / f"{repeat}.db", memory_bytes=0)
+                memory = SpecPC(paper.draft, SpecPCConfig(scoring="heads"))
+                file = SpecPC(paper.draft, SpecPCConfig(scoring="heads"), store=store)
+                (prompt,) = paper._builder.build(encoded, paper._builder.headers(titles), QUESTION)
+                times["forward"].append(_timed(lambda: _forward(paper, prompt.ids)))  # noqa: B023 - called at once
+                for way, engine in (("paper", paper), ("cold", file), ("warm, file", file), ("", memory), ("warm, memory", memory)):  # fmt: skip # noqa: E501
+                    seconds = _timed(lambda: engine._score(encoded, titles, QUESTION, 0))  # noqa: B023
+                    if way:
+                        times[way].append(seconds)
+                stats = store.stats()
+                size = stats.bytes / sum(len(row.ids) for row in encoded)
+                store.close()
+        median = {way: statistics.median(found[1:]) for way, found in times.items()}
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(times[way][1:], times['forward'][1:], strict=True)):.3f}"
+            for way in WAYS[1:]
+        ]
+        lines.append([shape, f"{median['forward']:.2f} s", *ratios])
+    print(machine())
+    print(
+        f"{paper.draft.name} ({paper.draft.dtype}), {len(heads.heads)} heads, the last in layer {heads.last_layer} of "
+        f"{paper.draft.model.config.get_text_config().num_hidden_layers}; {size:.0f} bytes of store per token\n"
+    )
+    print(table(["passages", "plain forward", *(f"{way}, of it" for way in WAYS[1:])], lines))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+@torch.inference_mode()
+def _forward(engine: SpecPC, ids: list[int]) -> None:
+    engine.draft.model(input_ids=torch.tensor([ids], device=engine.draft.device), use_cache=False, logits_to_keep=1)
+
+
+if __name__ == "__main__":
+    main()
