@@ -25,7 +25,7 @@ def test_the_answer_and_what_it_rests_on(smol):
     response = engine.query(QUESTION)
     assert "1932" in str(response)
     assert [node.node_id for node in response.source_nodes] == ["bridge"]
-    assert NODES[1].text.startswith(response.source_nodes[0].text)
+    assert "The bridge was opened in 1932." in response.source_nodes[0].text
     streaming = rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20), streaming=True)
     assert "".join(streaming.query(QUESTION).response_gen) == str(response)
 
