@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+    from .config import KVQuantization, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
     from .models import LoadedModel, load_model
     from .results import CompressionResult
     from .speckv.generator import SpecKV
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .specpc.store import PassageStore
 
 _HOME = {
+    "KVQuantization": ".config",
     "SpecKV": ".speckv.generator",
     "SpecKVConfig": ".config",
     "SpecKVPCConfig": ".config",
@@ -34,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "CompressionResult",
+    "KVQuantization",
     "LoadedModel",
     "PassageStore",
     "SpecKV",

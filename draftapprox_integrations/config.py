@@ -15,6 +15,8 @@ PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
 HeadBudgets = Literal["uniform", "adaptive"]
 Prefill = Literal["dense", "sparse"]
+Positions = Literal["renumber", "original"]
+QuantizationBackend = Literal["torch", "hqq", "quanto"]
 
 # The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded.
 LOOKAHEAD_LIMIT = 64
@@ -76,6 +78,10 @@ class SpecPCConfig:
         separator: Put between pieces of one passage where something was dropped. None becomes a line break between
             sentences, which keeps headings, lists and tables apart, and a space between words or tokens.
         prefill_chunk_size: Read the prompt in chunks of this many tokens to bound memory; None reads it at once.
+        positions: Where a `SpecKV` engine runs SpecPC in front of its target, what position the target is told that a
+            kept token has. "renumber", as in the paper: 0, 1, 2, ... as if nothing had been dropped. "original": its
+            position in the whole prompt, and the answer goes on at the whole prompt's length; so whole prompt and
+            answer must fit the target's window. Sliding-window layers still count the tokens that are left.
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -95,6 +101,7 @@ class SpecPCConfig:
     granularity: Granularity = "sentence"
     separator: str | None = None
     prefill_chunk_size: int | None = None
+    positions: Positions = "renumber"
 
     def __post_init__(self) -> None:
         _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
@@ -119,6 +126,7 @@ class SpecPCConfig:
         _check_choice("granularity", self.granularity, get_args(Granularity))
         _check_choice("scoring", self.scoring, get_args(Scoring))
         _check_int("keep_context", self.keep_context, 0)
+        _check_choice("positions", self.positions, get_args(Positions))
         if not isinstance(self.weighted_query, bool):
             raise ValueError(f"weighted_query must be True or False; got {self.weighted_query!r}")
         if self.separator is None:
@@ -173,6 +181,33 @@ class SpecPCConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KVQuantization:
+    """How SpecKV holds the KV pairs it keeps: in few bits instead of the model's precision.
+
+    Args:
+        bits: 8, or 4.
+        group_size: Most numbers that share a scale, even.
+        backend: "torch": here, without another package; keys in groups along a channel, values along a token, as KIVI
+            has it. "hqq" (8 or 4 bits) or "quanto" (4 bits): the library, as in transformers' quantized cache, with
+            groups along a token (extra `quantization`).
+
+    Raises:
+        ValueError: names the field, the value and the limit.
+    """
+
+    bits: int = 8
+    group_size: int = 64
+    backend: QuantizationBackend = "torch"
+
+    def __post_init__(self) -> None:
+        _check_choice("backend", self.backend, get_args(QuantizationBackend))
+        _check_choice("bits", self.bits, (4,) if self.backend == "quanto" else (8, 4))
+        _check_int("group_size", self.group_size, 2)
+        if self.group_size % 2:
+            raise ValueError(f"group_size must be even; got {self.group_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpecKVConfig:
     """Which KV pairs of the target SpecKV keeps (paper section 4.1; names as in its repository).
 
@@ -199,6 +234,9 @@ class SpecKVConfig:
         prefill_window_size: With "sparse", the width of the band: the last keys up to the token itself.
         prefill_vertical_size: With "sparse", the columns before the band: the keys with the best scores of each layer
             and KV head, by the same attention that chooses what is kept.
+        kv_quantization: "int8", "int4" or a `KVQuantization`: hold the kept pairs of full-attention layers in so few
+            bits; the prefill, the choice of pairs, and the pairs of later tokens stay in full precision. Not with
+            "adaptive". A prompt that fits is not quantized, unless it shares a batch with one that does not.
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -215,6 +253,7 @@ class SpecKVConfig:
     prefill: Prefill = "dense"
     prefill_window_size: int = 2048
     prefill_vertical_size: int = 2048
+    kv_quantization: Literal["int8", "int4"] | KVQuantization | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
@@ -235,8 +274,24 @@ class SpecKVConfig:
         _check_choice("pool_type", self.pool_type, get_args(Reduction))
         _check_choice("prefill", self.prefill, get_args(Prefill))
         _check_choice("head_budgets", self.head_budgets, get_args(HeadBudgets))
+        given: Any = self.kv_quantization
+        if isinstance(given, dict):  # as it was saved
+            object.__setattr__(self, "kv_quantization", KVQuantization(**given))
+        if not isinstance(self.kv_quantization, KVQuantization):
+            _check_choice("kv_quantization", self.kv_quantization, ("int8", "int4", None))
+        if self.kv_quantization is not None and self.head_budgets == "adaptive":
+            raise ValueError(
+                "kv_quantization must be None with head_budgets='adaptive', whose heads keep different numbers of "
+                f"pairs; got {self.kv_quantization!r}"
+            )
         _check_share("floor_alpha", self.floor_alpha)
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
+
+    def resolved_quantization(self) -> KVQuantization | None:
+        """The quantization in use: `kv_quantization`, or what its name stands for."""
+        if self.kv_quantization is None or isinstance(self.kv_quantization, KVQuantization):
+            return self.kv_quantization
+        return KVQuantization(bits=8 if self.kv_quantization == "int8" else 4)
 
     def resolved_window(self) -> int:
         """The window in use: `window_size`, or what None stands for."""
@@ -262,6 +317,7 @@ class SpecKVPCConfig:
     Args:
         specpc: How the prompt is shortened, to `specpc.max_capacity_prompt` tokens.
         speckv: Which KV pairs of these are kept, `speckv.max_capacity_prompt` per layer and KV head.
+        positions: "renumber" or "original", as in `SpecPCConfig`; None takes what `specpc` says.
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -269,15 +325,21 @@ class SpecKVPCConfig:
 
     specpc: SpecPCConfig = field(default_factory=SpecPCConfig)
     speckv: SpecKVConfig = field(default_factory=SpecKVConfig)
+    positions: Positions | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.specpc, SpecPCConfig):
             raise ValueError(f"specpc must be a SpecPCConfig; got {type(self.specpc).__name__}")
         if not isinstance(self.speckv, SpecKVConfig):
             raise ValueError(f"speckv must be a SpecKVConfig; got {type(self.speckv).__name__}")
+        _check_choice("positions", self.positions, (*get_args(Positions), None))
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
         """Tokens to guess when `max_new_tokens` are to be written."""
         if self.specpc.lookahead_tokens is not None:
             return self.specpc.lookahead_tokens
         return self.speckv.resolved_lookahead(max_new_tokens)
+
+    def resolved_positions(self) -> Positions:
+        """The positions in use: `positions`, or what None stands for."""
+        return self.specpc.positions if self.positions is None else self.positions

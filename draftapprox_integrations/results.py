@@ -157,12 +157,14 @@ class Usage:
         completion_tokens: Tokens written, the final end-of-sequence token included.
         kept_kv: KV pairs of the prompt per layer and KV head when decoding starts.
         kept_prompt_tokens: Tokens of the prompt that SpecPC left for the target; all of them without SpecPC.
+        kept_kv_bytes: What this row's share of the KV cache takes when decoding starts; None where no pair was dropped.
     """
 
     prompt_tokens: int
     completion_tokens: int
     kept_kv: int
     kept_prompt_tokens: int
+    kept_kv_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _REFUSED = (
     "inputs_embeds",
     "input_ids",
     "attention_mask",
+    "position_ids",
     "generation_config",
     "return_dict_in_generate",
     "use_cache",

@@ -16,7 +16,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from ..attention import Attend, StopForward, observing, tail_attention
 from ..compatibility import Reports, attention_layers, check_padding, position_limit
-from ..config import SpecKVConfig
+from ..config import KVQuantization, SpecKVConfig
 from ..errors import ScoringError, UnsupportedModelError
 from ..models import input_device
 from .ragged import RaggedLayer
@@ -214,17 +214,24 @@ class _Evictor:
         return found.amax(1, keepdim=True) if self.config.reduction_type == "max" else found.mean(1, keepdim=True)
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
+def new_cache(model: PreTrainedModel, quantization: KVQuantization | None = None) -> DynamicCache:
     """An empty cache whose full-attention layers can drop pairs and whose sliding layers can be cut back.
 
+    Args:
+        model: Whose layers it is for.
+        quantization: How full-attention layers hold what they keep; None as it is.
+
     Raises:
+        MissingDependencyError: the library for it is not installed.
         UnsupportedModelError: a layer keeps a state that is not made of KV pairs.
     """
+    from .quantization import QuantizedLayer  # which is an EvictedLayer
+
     cache = DynamicCache(config=model.config)
     config = model.config.get_text_config()
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[index] = EvictedLayer()
+            cache.layers[index] = EvictedLayer() if quantization is None else QuantizedLayer(quantization)
         elif type(layer) is DynamicSlidingWindowLayer or (
             type(layer) is LinearAttentionLayer and config.layer_types[index] == "conv"  # has no recurrent state
         ):
@@ -250,6 +257,7 @@ def prefill(
     lookahead: list[Tensor],
     config: SpecKVConfig,
     interrupted: Callable[[], bool] = bool,
+    position_ids: Tensor | None = None,
 ) -> tuple[DynamicCache, _Evictor]:
     """Run the target over prompt and lookahead and keep `max_capacity_prompt` KV pairs per layer and KV head.
 
@@ -260,6 +268,8 @@ def prefill(
             target's window is not used.
         config: the settings.
         interrupted: asked at every layer; True ends the prefill there, and the cache is of no use.
+        position_ids: LongTensor [batch, tokens], anything at padding; the lookahead goes on after each row's last. None
+            counts the tokens that are there.
 
     Returns:
         A cache that counts as holding all prompt tokens but the last, for `model.generate` to go on with; and what
@@ -271,7 +281,7 @@ def prefill(
     """
     check_padding(view, attention_mask)
     batch, prompt = input_ids.shape
-    real = attention_mask.sum(dim=1).tolist()
+    real = (attention_mask.sum(dim=1) if position_ids is None else position_ids[:, -1] + 1).tolist()
     if (limit := position_limit(view, max(real))) is not None:
         lookahead = [guess[: limit - tokens] for guess, tokens in zip(lookahead, real, strict=True)]
     longest = max(len(row) for row in lookahead)
@@ -281,7 +291,11 @@ def prefill(
     for row, guess in enumerate(lookahead):
         ids[row, prompt : prompt + len(guess)] = guess
         mask[row, prompt : prompt + len(guess)] = 1
-    cache = new_cache(view)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    if position_ids is not None:
+        shift = position_ids - places[:, :prompt]
+        places += torch.cat([shift, shift[:, -1:].expand(-1, longest)], dim=1)
+    cache = new_cache(view, config.resolved_quantization())
     last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
     evictor = _Evictor(view, cache, mask, prompt, config, last_layer, interrupted)
     device = input_device(view)
@@ -289,7 +303,7 @@ def prefill(
         view(
             input_ids=ids.to(device),
             attention_mask=None if bool(mask.all()) else mask.to(device),
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
+            position_ids=places.to(device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=torch.tensor([-1], device=device),  # given a number, Gemma 3n and 4 skip queries

@@ -230,7 +230,7 @@ class SpecKV:
             ended = time.perf_counter()
             timings = ready.timings | {"decode": ended - begun_decode, "total": ended - begun}
             return [
-                row.error or self._result(row, real, guess, timings)
+                row.error or self._result(row, real, guess, timings, ready.kv_bytes)
                 for row, real, guess in zip(rows, ready.mask.sum(dim=1).tolist(), ready.guesses, strict=True)
             ]
 
@@ -284,6 +284,8 @@ class SpecKV:
         watch = Watch(requests, self.target.tokenizer, ends, options.pop("stopping_criteria", None) or ())
         processors = [CatchNan(watch.rows), *(options.pop("logits_processor", None) or [])]
         options.setdefault("pad_token_id", ends[0] if ends else 0)
+        if ready.position_ids is not None:
+            options["position_ids"] = ready.position_ids.to(device)
         sampling = requests[0].sampling
         seed = sampling.seed if sampling.temperature > 0 else None
         with self.target.lock, torch.inference_mode(), _seeded(seed, device):
@@ -299,20 +301,22 @@ class SpecKV:
             )
         return watch.rows
 
-    def _result(self, row: Row, prompt_tokens: int, guess: list[int], timings: dict[str, float]) -> Generation:
+    def _result(
+        self, row: Row, prompt_tokens: int, guess: list[int], timings: dict[str, float], kv_bytes: int | None
+    ) -> Generation:
         text, tokenizer = "", self.target.tokenizer
         if tokenizer is not None:
             text = str(tokenizer.decode(row.token_ids, skip_special_tokens=True))
             text = cut_at_stop(text, row.request.stops)
-        usage = self._usage(len(row.request.ids), prompt_tokens, len(row.token_ids))
+        usage = self._usage(len(row.request.ids), prompt_tokens, len(row.token_ids), kv_bytes)
         return Generation(text, row.token_ids, usage, dict(timings), row.finish_reason or "length", guess)
 
     def _nothing(self, request: Request, reason: str = "length") -> Generation:
         kept = len(request.ids)
         return Generation("", [], self._usage(kept, kept, 0), {"total": 0.0}, reason)
 
-    def _usage(self, prompt: int, kept: int, written: int) -> Usage:
-        return Usage(prompt, written, self._steps.kept_pairs(kept), kept)
+    def _usage(self, prompt: int, kept: int, written: int, kv_bytes: int | None = None) -> Usage:
+        return Usage(prompt, written, self._steps.kept_pairs(kept), kept, kv_bytes)
 
 
 def _check_single(single: bool, tickets: Sequence[Any]) -> None:

@@ -57,6 +57,10 @@ class _Generate:
         ready = self._preparation.prepare(ids.cpu(), mask.cpu(), new)
         if ready.cache is not None:
             options["past_key_values"] = ready.cache
+        if ready.position_ids is not None:
+            if options.get("use_cache") is False:  # transformers would take the gaps for several prompts in one row
+                raise InvalidInputError("positions='original' needs the cache; leave use_cache out")
+            options["position_ids"] = ready.position_ids.to(ids.device)
         if ready.ids.shape[1] != ids.shape[1]:  # max_length speaks of the whole prompt
             options["max_new_tokens"] = new
         out = decoding_model(self._model, ready.cache).generate(  # type: ignore[operator]

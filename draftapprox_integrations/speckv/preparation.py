@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from transformers import DynamicCache
 
 from ..attention import attention_view
 from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnsupportedModelError
 from ..models import LoadedModel, pad_left
 from ..specpc.compressor import SpecPC
 from .eviction import new_cache, prefill
 from .lookahead import LeftLookahead, Lookahead, SelfLookahead, same_vocabulary
+from .quantization import held_bytes
 from .requests import Request
 
 
@@ -29,6 +31,8 @@ class Prepared:
         cache: With KV pairs dropped, or None where everything fits.
         guesses: Per row what the draft wrote.
         timings: Seconds of "lookahead" (the draft's part) and "prefill".
+        position_ids: LongTensor [batch, tokens] where they are not simply counted, else None.
+        kv_bytes: What one row's share of the cache takes when decoding starts; None without `cache`.
     """
 
     ids: Tensor
@@ -36,6 +40,8 @@ class Prepared:
     cache: DynamicCache | None
     guesses: list[list[int]]
     timings: dict[str, float]
+    position_ids: Tensor | None = None
+    kv_bytes: int | None = None
 
 
 class Preparation:
@@ -48,6 +54,8 @@ class Preparation:
 
     Raises:
         InvalidInputError: a draft is missing, or SpecPC is to choose among ids that mean nothing to the draft.
+        MissingDependencyError: the library that is to quantize is not installed.
+        UnsupportedModelError: the target cannot be observed, or not be told positions that it is to keep.
     """
 
     def __init__(
@@ -61,12 +69,14 @@ class Preparation:
         self.target, self.draft, self.config, self.own = target, draft, config, own
         self.speckv: SpecKVConfig | None = config if isinstance(config, SpecKVConfig) else None
         self._specpc: SpecPC | None = None
+        self._original = False
         self._lookahead: LeftLookahead | None = None
         if isinstance(config, SpecKVPCConfig):
             self.speckv = config.speckv
         if self.speckv is not None:
             self._view = attention_view(target.model)
-            new_cache(self._view)  # what cannot be dropped in parts is refused now, not at the first prompt
+            # What is missing, or cannot be dropped in parts, is said now, not at the first prompt.
+            new_cache(self._view, self.speckv.resolved_quantization())
         if not isinstance(config, SpecKVConfig):
             if draft is None:
                 raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')
@@ -77,6 +87,10 @@ class Preparation:
                     "SpecPCPostprocessor or SpecPCCompressor take any pair of models."
                 )
             self._specpc = SpecPC(draft, config.specpc if isinstance(config, SpecKVPCConfig) else config)
+            positions = config.resolved_positions() if isinstance(config, SpecKVPCConfig) else config.positions
+            self._original = positions == "original"
+            if self._original:
+                _check_positions(target)
         elif draft is None and config.lookahead_tokens != 0:
             raise InvalidInputError(
                 'SpecKV needs a draft model ("self" takes the target); without one set lookahead_tokens=0, '
@@ -102,9 +116,15 @@ class Preparation:
 
     def check_length(self, tokens: int, max_new_tokens: int) -> None:
         """Raises:
-        InvalidInputError: what is left of the prompt, and the answer, do not fit the target's window.
+        InvalidInputError: what is left of the prompt, and the answer, do not fit the target's window; or the whole
+            prompt, where its positions stay.
         """
         window = self.target.context_window
+        if self._original and self.kept_tokens(tokens) + max_new_tokens <= window < tokens + max_new_tokens:
+            raise InvalidInputError(
+                f"the prompt has {tokens} tokens, and with positions='original' {self.target.name} would see positions "
+                f"beyond its window of {window} with {max_new_tokens} to write. positions='renumber' closes the gaps."
+            )
         if self.kept_tokens(tokens) + max_new_tokens > window:
             raise InvalidInputError(
                 f"the prompt has {tokens} tokens, {self.target.name} reads at most {window} with {max_new_tokens} to "
@@ -145,8 +165,11 @@ class Preparation:
         """Prepare ids and mask, LongTensor [batch, tokens] padded on the left."""
         begun = time.perf_counter()
         guesses: list[Tensor] | None = None
+        places: Tensor | None = None
         if self._specpc is not None:
-            ids, mask, guesses = self._shorten(ids, mask, max_new_tokens, protected)
+            if self._original:
+                self.check_length(int(mask.sum(dim=1).max()), max_new_tokens)
+            ids, mask, guesses, places = self._shorten(ids, mask, max_new_tokens, protected)
         none = [torch.empty(0, dtype=torch.long) for _ in ids]
         cache = None
         guessed = time.perf_counter()
@@ -156,14 +179,15 @@ class Preparation:
                 guesses = self._lookahead.guess(ids, mask, tokens, interrupted)
             guessed = time.perf_counter()
             with self.target.lock:
-                cache, _ = prefill(self._view, ids, mask, guesses or none, self.speckv, interrupted)
+                cache, _ = prefill(self._view, ids, mask, guesses or none, self.speckv, interrupted, places)
         timings = {"lookahead": guessed - begun, "prefill": time.perf_counter() - guessed if cache else 0.0}
-        return Prepared(ids, mask, cache, [guess.tolist() for guess in guesses or none], timings)
+        size = None if cache is None or interrupted() else held_bytes(cache) // len(ids)
+        return Prepared(ids, mask, cache, [guess.tolist() for guess in guesses or none], timings, places, size)
 
     def _shorten(
         self, ids: Tensor, mask: Tensor, max_new_tokens: int, protected: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
-        """The tokens that SpecPC keeps, as a new batch; and the draft's guess where SpecKV is to use it."""
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
+        """The tokens that SpecPC keeps, as a new batch; the draft's guess where SpecKV uses it; their positions."""
         assert self._specpc is not None
         wanted = 0
         if isinstance(self.config, SpecKVPCConfig):
@@ -171,4 +195,15 @@ class Preparation:
         selection = self._specpc.select(ids, mask, protected=protected, lookahead_tokens=wanted or None)
         short, short_mask = pad_left([ids[row, keep].tolist() for row, keep in enumerate(selection.indices)])
         needed = self.speckv is not None and short.shape[1] - 1 > self.speckv.max_capacity_prompt
-        return short, short_mask, selection.lookahead_ids if wanted and needed else None
+        places: Tensor | None = None
+        if self._original and not torch.equal(short_mask.sum(dim=1), mask.sum(dim=1)):
+            counted = mask.cumsum(-1) - 1
+            places, _ = pad_left([counted[row, keep].tolist() for row, keep in enumerate(selection.indices)])
+        return short, short_mask, selection.lookahead_ids if wanted and needed else None, places
+
+
+def _check_positions(target: LoadedModel) -> None:
+    if "position_ids" not in inspect.signature(target.model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(target.model).__name__} cannot be told positions; use positions='renumber' with {target.name}"
+        )

@@ -65,9 +65,8 @@ def as_method(method: Method | None, config: Config | dict[str, Any] | None) -> 
     kind = _CONFIGS[method]
     if isinstance(config, dict):
         if kind is SpecKVPCConfig:
-            config = SpecKVPCConfig(
-                specpc=SpecPCConfig(**config.get("specpc", {})), speckv=SpecKVConfig(**config.get("speckv", {}))
-            )
+            specpc, speckv = SpecPCConfig(**config.get("specpc", {})), SpecKVConfig(**config.get("speckv", {}))
+            config = SpecKVPCConfig(**config | {"specpc": specpc, "speckv": speckv})
         else:
             config = kind(**config)
     if config is not None and not isinstance(config, kind):

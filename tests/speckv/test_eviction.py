@@ -140,7 +140,7 @@ def test_no_more_than_one_layer_is_held_in_full():
     caches = []
     new_cache = eviction.new_cache
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eviction, "new_cache", lambda model: caches.append(new_cache(model)) or caches[0])
+        patch.setattr(eviction, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[0])
         patch.setattr(eviction.EvictedLayer, "update", update)
         prefill(view, ids, mask, guesses, CONFIG)
     assert sizes == [[303], [14, 303], [14, 14, 303], [14, 14, 14, 303]]
