@@ -149,6 +149,7 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     device_map: Any = None,
+    attn_implementation: str | None = None,
 ) -> LoadedModel:
     """Load a model and its tokenizer, or return the one this process already holds.
 
@@ -161,6 +162,8 @@ def load_model(
         trust_remote_code: Run code from the model's repository. Off unless you ask.
         revision: Branch, tag or commit of a hub model.
         device_map: Spread a large model over devices (needs `accelerate`); replaces `device`.
+        attn_implementation: As for transformers' `from_pretrained`: "sdpa", "eager", "flash_attention_2", ... None
+            leaves the choice to transformers. What is observed is always computed with SDPA, see `attention_view`.
 
     Returns:
         The model; parts that load the same spec with the same settings share its weights.
@@ -189,14 +192,14 @@ def load_model(
     place = _resolve_device(device)
     wanted = _resolve_dtype(dtype)
     source, local = _locate(name)
-    key = (source, str(place), wanted, trust_remote_code, revision, repr(device_map))
+    key = (source, str(place), wanted, trust_remote_code, revision, repr(device_map), attn_implementation)
     with _registry_lock:
         key_lock = _key_locks.setdefault(key, threading.Lock())
     with key_lock:  # two threads that name the same model wait for one load
         found = _loaded.get(key)
         if found is None:
             options = {"trust_remote_code": trust_remote_code, "revision": revision, "local_files_only": local}
-            found = _read(name, source, place, wanted, device_map, options)
+            found = _read(name, source, place, wanted, device_map, attn_implementation, options)
             _loaded[key] = found
         return found
 
@@ -273,6 +276,7 @@ def _read(
     place: torch.device,
     wanted: torch.dtype | None,
     device_map: Any,
+    attention: str | None,
     options: dict[str, Any],
 ) -> LoadedModel:
     folder = source
@@ -285,6 +289,8 @@ def _read(
         extra: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
         if device_map is not None:
             extra["device_map"] = device_map
+        if attention is not None:
+            extra["attn_implementation"] = attention
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **extra, **options)
         tokenizer = _read_tokenizer(folder, options)
     except ImportError as error:

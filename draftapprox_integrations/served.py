@@ -27,7 +27,7 @@ class Served(BaseModel):
         temperature: 0 is greedy.
         top_p, top_k, seed: Of sampling.
         timeout: Most seconds to wait for an answer.
-        loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `trust_remote_code`, `revision`.
+        loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `attn_implementation`, ...
         max_batch_size: Most waiting requests that are served as one batch. With 1 no answer depends on the company it
             had; with more, sums in another order may turn near-ties in half precision.
 
