@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Qu
         texts = [paragraphs[i]["context"] for i in order]
         questions.append(Question(question["question"], texts, gold=order.index(index), answers=answers))
     return questions
+
+
+def measured_rows(
+    path: Path, questions: Sequence[Question], measure: Callable[[Question], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What `measure` says of each question; rows that `path` (one JSON object a line) has are not measured again."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for question in questions[len(rows) :]:
+        rows.append(measure(question))
+        with path.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    return rows[: len(questions)]
 
 
 def machine() -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from draftapprox_integrations.chat.calls import prepare_chat
 from draftapprox_integrations.chat.template import Message
 from draftapprox_integrations.specpc.selection import pool_scores, select_tokens
 
-from .common import Question, machine, squad_questions, table, wilson
+from .common import Question, machine, measured_rows, squad_questions, table, wilson
 from .speckv_accuracy import interval
 
 POSITIONS = ("renumber", "original")
@@ -48,12 +47,8 @@ def main() -> None:
 
     model = load_model(args.model)
     questions = squad_questions(args.data, args.n, args.passages, args.seed)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     begun = time.perf_counter()
-    for question in questions[len(rows) :]:
-        rows.append(measure(model, question, args.shares, args.max_new_tokens))
-        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = rows[: args.n]
+    rows = measured_rows(args.out, questions, lambda q: measure(model, q, args.shares, args.max_new_tokens))
     tokens = statistics.mean(row["prompt"] for row in rows)
     print(machine())
     print(

@@ -11,7 +11,6 @@ is target and draft, asked as `draftapprox ask` does. Rows are kept in --out; a 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,7 +19,7 @@ from pathlib import Path
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
 from draftapprox_integrations.answering import answer
 
-from .common import Question, machine, squad_questions, table, wilson
+from .common import Question, machine, measured_rows, squad_questions, table, wilson
 from .speckv_accuracy import interval
 
 UNLIMITED = SpecKVConfig(max_capacity_prompt=1 << 20, lookahead_tokens=0)
@@ -41,14 +40,10 @@ def main() -> None:
 
     model = load_model(args.model)
     questions = squad_questions(args.data, args.n, args.passages, args.seed)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     begun = time.perf_counter()
-    for question in questions[len(rows) :]:
-        row = measure(model, question, args.ratio, args.capacities, args.max_new_tokens)
-        rows.append(row)
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    rows = rows[: args.n]
+    rows = measured_rows(
+        args.out, questions, lambda q: measure(model, q, args.ratio, args.capacities, args.max_new_tokens)
+    )
     print(machine())
     print(
         f"{model.name} ({model.dtype}) as target and draft; {len(rows)} questions of {args.data.name}, "

@@ -29,6 +29,7 @@ FACTS = {
         assert cited == "school-annual-report.md"
         assert "opened on 21 August 1961." in " ".join(re.findall("<mark>(.*?)</mark>", highlighted(cited).data, re.S))
         assert result.tokens_after <= 120 < result.tokens_before
+        assert again.draft_tokens < 100 < again.tokens_before
     """,
     "02_langchain_rag": """
         assert "1,300" in found["answer"]
@@ -55,6 +56,7 @@ FACTS = {
         assert [round(point["MiB"] / pair * 2**20) for point in full] == lengths
         assert {round(point["MiB"] / pair * 2**20) for point in ours} == {128}
         assert weight == 128 * pair
+        assert written.text.strip() and len(further) == 4
     """,
     "04_any_api": """
         assert "1961" in after.choices[0].message.content
