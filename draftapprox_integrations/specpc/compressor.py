@@ -24,6 +24,7 @@ from ..models import LoadedModel, ModelSpec, load_model, pad_left
 from ..results import CompressedPassage, CompressionResult, Selection
 from ..tokenization import Encoded, TokenCounter, TokenizerSpec
 from .budget import Packed, Packer, Unit
+from .calibration import calibrate
 from .checks import (
     as_config,
     budget_in_tokens,
@@ -314,6 +315,24 @@ class SpecPC:
                 f'"fused" or "heads", and calibrate its draft: draftapprox calibrate --model {self.draft.name}'
             )
         return self._reader.ingest(self._builder.reader.encode(passages), titles)
+
+    def calibrate(self, *, tasks: int = 60, heads: int = 8, seed: int = 0) -> HeadSet:
+        """Find the heads of the draft that look at evidence, and use them from now on; some minutes on a CPU.
+
+        Args:
+            tasks: How many questions to make up.
+            heads: How many heads to choose.
+            seed: Of the questions.
+
+        Returns:
+            The heads; `save()` keeps them for every `SpecPC` with this draft, as `draftapprox calibrate` does.
+
+        Raises:
+            UnsupportedModelError: the draft's weights are not in memory.
+        """
+        self._heads = calibrate(self.draft, tasks=tasks, heads=heads, seed=seed)
+        self.__dict__.pop("_reader", None)
+        return self._heads
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as the budget counts them."""

@@ -63,6 +63,13 @@ def test_calibrated_heads_are_found_by_every_specpc(tiny_tokenizer, tmp_path, mo
     pc = SpecPC(draft, SpecPCConfig(scoring="heads"))
     assert pc.compress(["One. Two.", "Three. Four."], "two?", max_tokens=4).tokens_after > 0
     assert find_heads(tiny_llama(hidden_size=32)) is None
+    path.unlink()
+    with pytest.raises(InvalidInputError, match="never calibrated"):
+        SpecPC(draft, SpecPCConfig(scoring="heads")).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4)
+    own = SpecPC(draft)
+    assert own.compress(["One. Two.", "Three. Four."], "two?", max_tokens=4).draft_tokens > 0
+    assert own.calibrate(tasks=6, heads=3) == found
+    assert own.ingest(["One. Two."]) > 0
 
 
 def test_the_fingerprint_knows_weights_not_precision(tiny_tokenizer):
