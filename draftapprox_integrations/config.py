@@ -69,8 +69,8 @@ class SpecPCConfig:
         scoring: How `compress` finds what matters; `select` is always the paper's. "fused": the attention of the
             draft's calibrated heads (of all heads, as in the paper, for a draft that was never calibrated), together
             with what the words say (BM25 on title and sentence), and with an embedder and the retriever's scores where
-            they are given. "heads": those heads alone; a draft needs them. "paper": the attention of all heads, passages
-            read together. With granularity "word" or "token" the draft's attention alone counts in "fused" too.
+            they are given. "heads": those heads alone; a draft needs them. "paper": the attention of all heads, and
+            passages read together. With granularity "word" or "token" the attention alone counts in "fused" too.
         keep_context: With granularity "sentence", how many sentences before and after a kept one come with it where
             the budget allows.
         granularity: The unit that `compress` keeps or drops.

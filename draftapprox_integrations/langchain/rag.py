@@ -38,8 +38,8 @@ def rag_chain(
     Args:
         retriever: Finds documents; let it find many, as the compressor makes them short.
         chat: Any chat model.
-        compressor: None: a `SpecPCCompressor` with the draft of a `ChatSpecKV`, whose one reading serves both; with
-            another chat model, one with the default draft.
+        compressor: None: a `SpecPCCompressor` with the draft of a `ChatSpecKV`, whose reading serves both where
+            it reads the passages together; with another chat model, one with the default draft.
         prompt: With the variables "context" (the documents' text) and "question".
 
     Raises:
