@@ -18,7 +18,7 @@ Prefill = Literal["dense", "sparse"]
 Positions = Literal["renumber", "original"]
 QuantizationBackend = Literal["torch", "hqq", "quanto"]
 
-# The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded.
+# The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded (docs/LOG.md).
 LOOKAHEAD_LIMIT = 64
 
 _PAPER_SPECPC: dict[str, dict[str, int]] = {

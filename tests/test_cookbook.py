@@ -22,7 +22,7 @@ REWRITE = "COOKBOOK_REWRITE"  # set: what was executed and found right replaces 
 FACTS = {
     "01_llamaindex_rag": """
         assert "21 August 1961" in str(response)
-        assert sum(source.metadata["specpc"]["tokens_after"] for source in response.source_nodes) <= 200
+        assert sum(source.metadata["specpc"]["tokens_after"] for source in response.source_nodes) <= 100
         for source in response.source_nodes:
             pieces = [texts[source.node.ref_doc_id][start:end] for start, end in citations(source)]
             assert "\\n".join(pieces) == source.text
@@ -55,13 +55,13 @@ FACTS = {
         full, ours = measured["full cache"], measured["SpecKV, 128 pairs"]
         assert [round(point["MiB"] / pair * 2**20) for point in full] == lengths
         assert {round(point["MiB"] / pair * 2**20) for point in ours} == {128}
-        assert weight == 128 * pair
+        assert weight == 129 * pair  # and the last token of the prompt
         assert written.text.strip() and len(further) == 4
     """,
     "04_any_api": """
         assert "1961" in after.choices[0].message.content
         assert after.usage.prompt_tokens < before.usage.prompt_tokens / 3
-        assert result.tokens_after <= result.tokens_before / 4
+        assert result.tokens_after <= result.tokens_before / 10
         assert rough.tokens_after <= 300 and rough.tokenizer == "rule_of_thumb"
         assert sum(len(rule_of_thumb_text) for rule_of_thumb_text in streamed) > 0 and len(streamed) > 3
     """,
