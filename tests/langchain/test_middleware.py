@@ -94,7 +94,8 @@ def test_content_blocks_keep_their_kind_and_order(middleware):
     assert len(result.response_metadata["specpc"]) == 2
 
 
-def test_read_once_per_result_and_question(middleware, passes):
+def test_read_once_per_result_and_question(smol, passes):
+    middleware = SpecPCMiddleware(smol, max_tokens=24)
     first = middleware.shorten(conversation())
     reads = len(passes)
     assert reads
@@ -103,8 +104,9 @@ def test_read_once_per_result_and_question(middleware, passes):
     assert len(passes) == reads
     later = [*conversation(), AIMessage("In 1932."), HumanMessage("When was the mill built?")]
     (*_, result, _, _) = middleware.shorten(later)
-    assert len(passes) == 2 * reads  # the new question is asked of the old result too
-    assert result.content != first[3].content
+    assert len(passes) > reads  # the new question is asked of the old result too
+    assert len(middleware._cache) == 2
+    assert "1821" in result.content
     small = SpecPCMiddleware(middleware._slot.get(), max_tokens=16, cache_size=1)
     small.shorten(conversation())
     small.shorten(conversation(question="When was the mill built?"))
@@ -171,7 +173,7 @@ def scripted():
 async def test_in_an_agent_the_state_keeps_everything(smol, asynchronous):
     model = scripted()
     agent = create_agent(
-        model, tools=[search], middleware=[SpecPCMiddleware(smol, max_tokens=16)], checkpointer=InMemorySaver()
+        model, tools=[search], middleware=[SpecPCMiddleware(smol, max_tokens=24)], checkpointer=InMemorySaver()
     )
     config = {"configurable": {"thread_id": "1"}}
     given = {"messages": [HumanMessage(QUESTION)]}
@@ -181,7 +183,7 @@ async def test_in_an_agent_the_state_keeps_everything(smol, asynchronous):
     assert result.artifact[0].metadata == {"source": "archive"}
     (sent,) = [message for message in model.seen[1] if isinstance(message, ToolMessage)]
     assert "1932" in sent.content
-    assert len(sent.content) < 60
+    assert len(sent.content) < len(FOUND) / 2
     assert sent.tool_call_id == model.seen[1][-2].tool_calls[0]["id"]
     second = {"messages": [HumanMessage("When was the mill built?")]}
     await agent.ainvoke(second, config) if asynchronous else agent.invoke(second, config)
