@@ -24,7 +24,7 @@ from torch import Tensor
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
 from draftapprox_integrations.specpc.budget import Packer, Unit
-from draftapprox_integrations.specpc.fusion import Words, fuse, similarities
+from draftapprox_integrations.specpc.fusion import Words, fuse, similarities, titled
 from draftapprox_integrations.specpc.ranking import rank_units
 
 from .common import Question, machine, read_questions, table, wilson
@@ -87,7 +87,7 @@ def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Rando
     def note(found: Sequence[Unit], values: Tensor) -> Tensor:
         nonlocal attention
         attention, units[:] = values, found
-        texts[:] = [f"{titles[u.passage] or ''}\n{passages[u.passage][u.start : u.end]}".strip() for u in found]
+        texts[:] = titled(found, passages, titles)
         return values
 
     def ranked(scores: Sequence[Tensor], config: SpecPCConfig, fixed: Tensor | None = None) -> list[Unit]:

@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_hqq_available, is_optimum_quanto_
 from ..config import KVQuantization
 from ..errors import MissingDependencyError
 from .eviction import EvictedLayer
+from .ragged import KeptPromptLayer
 
 
 class Codec(Protocol):
@@ -135,7 +136,7 @@ def make_codec(settings: KVQuantization) -> Codec:
     return TorchCodec(settings) if settings.backend == "torch" else LibraryCodec(settings)
 
 
-class QuantizedLayer(EvictedLayer):
+class QuantizedLayer(KeptPromptLayer, EvictedLayer):
     """An `EvictedLayer` whose kept pairs are packed; `keys` and `values` are those of later tokens alone.
 
     Until `keep` it holds everything as it came, so that prefill and the choice of pairs know nothing of it.
@@ -175,12 +176,6 @@ class QuantizedLayer(EvictedLayer):
         """Tokens of the sequence so far, dropped ones included."""
         return super().get_seq_length() + self._held
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens; none of the prompt's."""
-        if self.keys is not None and abs(tokens_to_remove) > self.keys.shape[2]:
-            raise ValueError(f"only the {self.keys.shape[2]} tokens after the prompt can be removed from the cache")
-        super().crop(tokens_to_remove)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""
         assert self.keys is not None
@@ -188,19 +183,6 @@ class QuantizedLayer(EvictedLayer):
         indices, every = indices.to(self.keys.device), torch.arange(len(self.keys), device=self.keys.device)
         rows = every if self._rows is None else self._rows
         self._rows, self.keys, self.values = rows[indices], self.keys[indices], self.values[indices]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """As `batch_select_indices`."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row of the batch."""
-        assert self.keys is not None
-        self.batch_select_indices(torch.arange(len(self.keys)).repeat_interleave(repeats))
-
-    def reset(self) -> None:
-        """Not possible: what was dropped cannot come back."""
-        raise NotImplementedError("a cache with dropped pairs cannot be used again; prefill a new one")
 
 
 def held_bytes(cache: DynamicCache) -> int:

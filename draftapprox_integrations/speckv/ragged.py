@@ -21,7 +21,30 @@ from transformers.cache_utils import DynamicLayer
 from ..attention import attention_view
 
 
-class RaggedLayer(DynamicLayer):
+class KeptPromptLayer(DynamicLayer):
+    """A layer whose `keys` and `values` are those of tokens after the prompt; what it kept of the prompt is apart."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens; none of the prompt's."""
+        if self.keys is not None and abs(tokens_to_remove) > self.keys.shape[2]:
+            raise ValueError(f"only the {self.keys.shape[2]} tokens after the prompt can be removed from the cache")
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As `batch_select_indices`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch."""
+        assert self.keys is not None
+        self.batch_select_indices(torch.arange(len(self.keys)).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Not possible: what was dropped cannot come back."""
+        raise NotImplementedError("a cache with dropped pairs cannot be used again; prefill a new one")
+
+
+class RaggedLayer(KeptPromptLayer):
     """The kept pairs of a prompt, and all pairs of the tokens that come later.
 
     Args:
@@ -76,12 +99,6 @@ class RaggedLayer(DynamicLayer):
         """What the mask must cover: later tokens only. No query is before a kept pair, and no kept pair is padding."""
         return self.keys.shape[2] + query_length, self._before
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens; none of the prompt's."""
-        if abs(tokens_to_remove) > self.keys.shape[2]:
-            raise ValueError(f"only the {self.keys.shape[2]} tokens after the prompt can be removed from the cache")
-        super().crop(tokens_to_remove)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""
         batch, heads = self.keys.shape[:2]
@@ -91,18 +108,6 @@ class RaggedLayer(DynamicLayer):
             setattr(self, name, torch.cat([pieces[i] for i in kept]))
         self.lengths = [self.lengths[i] for i in kept]
         self.keys, self.values = self.keys[indices], self.values[indices]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """As `batch_select_indices`."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row of the batch."""
-        self.batch_select_indices(torch.arange(len(self.keys)).repeat_interleave(repeats))
-
-    def reset(self) -> None:
-        """Not possible: what was dropped cannot come back."""
-        raise NotImplementedError("a cache with dropped pairs cannot be used again; prefill a new one")
 
 
 def decoding_model(model: PreTrainedModel, cache: DynamicCache | None) -> PreTrainedModel:

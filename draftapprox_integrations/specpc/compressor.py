@@ -35,7 +35,7 @@ from .checks import (
     check_query,
     check_titles,
 )
-from .fusion import Embedder, fuse
+from .fusion import Embedder, fuse, titled
 from .heads import HeadSet, find_heads
 from .importance import read_importance
 from .passages import PassageReader
@@ -46,7 +46,6 @@ from .selection import pool_scores, select_tokens
 from .store import PassageStore, open_store
 
 OnEmpty = Literal["drop", "keep_best"]
-_IN_MEMORY = 256 << 20
 
 
 class SpecPC:
@@ -92,7 +91,7 @@ class SpecPC:
         self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
         self.embedder = embedder
-        self.store = PassageStore(max_bytes=_IN_MEMORY) if store is None else open_store(store)
+        self.store = open_store(store)
         self._heads = heads
         if self.draft.tokenizer is not None:
             _ = self._builder, self._counter  # made now, so that what is wrong is said now
@@ -287,10 +286,7 @@ class SpecPC:
         attention: Tensor,
     ) -> Tensor:
         """float32 [units]: scores from all that is known, positive, summing to 1."""
-        texts = []
-        for unit in units:
-            title, text = titles[unit.passage], passages[unit.passage][unit.start : unit.end]
-            texts.append(f"{title}\n{text}" if title else text)
+        texts = titled(units, passages, titles)
         owners = [unit.passage for unit in units]
         return torch.softmax(fuse(query, texts, attention, owners, retriever_scores, self.embedder), dim=0)
 
@@ -305,13 +301,13 @@ class SpecPC:
             How many tokens had to be read; 0 if all were known.
 
         Raises:
-            InvalidInputError: without a store, or without calibrated heads, there is nothing to keep.
+            InvalidInputError: without calibrated heads there is nothing to keep.
         """
         passages = check_passages(passages)
         titles = check_titles(titles, len(passages))
-        if self.store is None or self._reader is None:
+        if self._reader is None:
             raise InvalidInputError(
-                "ingest keeps what the draft's calibrated heads need: make the SpecPC with store=..., with scoring "
+                "ingest keeps what the draft's calibrated heads need: make the SpecPC with scoring "
                 f'"fused" or "heads", and calibrate its draft: draftapprox calibrate --model {self.draft.name}'
             )
         return self._reader.ingest(self._builder.reader.encode(passages), titles)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
+from .budget import Unit
 
 # What the second look and the retriever's scores weigh beside the others' 1 (docs/LOG.md).
 SECOND_LOOK = 0.6
@@ -58,7 +59,7 @@ def fuse(
 
     Args:
         query: The question.
-        texts: Of each sentence its passage's title, if any, and itself.
+        texts: From `titled`.
         attention: float32 [sentences], how much the draft looks at each.
         passages: The passage of each sentence.
         retriever_scores: Per passage what the retriever said, None where it said nothing.
@@ -86,6 +87,15 @@ def fuse(
         again[best] = 0.0  # it finds itself, which says nothing
         total = total + SECOND_LOOK * again
     return total
+
+
+def titled(units: Sequence[Unit], passages: Sequence[str], titles: Sequence[str | None]) -> list[str]:
+    """Of each sentence its passage's title, if any, and itself."""
+    texts = []
+    for unit in units:
+        title, text = titles[unit.passage], passages[unit.passage][unit.start : unit.end]
+        texts.append(f"{title}\n{text}" if title else text)
+    return texts
 
 
 def standardized(values: Tensor) -> Tensor:

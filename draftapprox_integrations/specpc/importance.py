@@ -154,12 +154,19 @@ def read_importance(
     if logits is not None:
         drafted = _draft(view, reducer, mask, positions[:, -1], logits, cache, steps, unscored_tokens)
     scores = reducer.scores * attention_mask.to(reducer.scores.device)
+    check_finite(scores)
+    return Importance(scores, drafted if draft_tokens else None)
+
+
+def check_finite(scores: Tensor) -> None:
+    """Raises:
+    ScoringError: a score is NaN or infinite.
+    """
     if not torch.isfinite(scores).all():
         raise ScoringError(
             "the draft model's attention is NaN or infinite. Load it with dtype='float32', "
             "or check its weights: load_model(..., dtype='float32')."
         )
-    return Importance(scores, drafted if draft_tokens else None)
 
 
 def _draft(

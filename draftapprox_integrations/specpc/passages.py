@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..attention import StopForward, observing
-from ..errors import InvalidInputError, ScoringError
+from ..errors import InvalidInputError
 from ..models import LoadedModel, input_device
 from ..tokenization import Encoded
 from .heads import HeadSet
+from .importance import check_finite
 from .prompt import PromptBuilder
 from .store import PassageStore, pack_keys, unpack_keys
 
@@ -101,11 +102,8 @@ class PassageReader:
         """
         found, read = self.head_scores(passages, titles, query)
         total = [(rows / len(self._pair_of)).sum(dim=0) for rows in found]
-        if not all(torch.isfinite(row).all() for row in total):
-            raise ScoringError(
-                "the draft model's attention is NaN or infinite. Load it with dtype='float32', "
-                "or check its weights: load_model(..., dtype='float32')."
-            )
+        for row in total:
+            check_finite(row)
         return total, read
 
     def head_scores(

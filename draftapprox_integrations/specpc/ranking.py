@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -108,6 +109,7 @@ def in_context(passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[
     headings = {i for i, unit in enumerate(units) if passages[unit.passage].startswith("#", unit.start)}
     with_text = {unit.passage for i, unit in enumerate(units) if i not in headings}
     headings = {i for i in headings if units[i].passage in with_text}  # a passage of headings only is what it is
+    in_order = sorted(headings)
     order: list[int] = []
     for index in ranked:
         if index in headings:
@@ -117,9 +119,9 @@ def in_context(passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[
             around += [index - distance, index + distance]
         here = [i for i in around if 0 <= i < len(units) and units[i].passage == units[index].passage]
         order += [i for i in here if i not in headings]
-        above = max((i for i in headings if i < index), default=-1)
-        if above >= 0 and units[above].passage == units[index].passage:
-            order.append(above)
+        before = bisect_left(in_order, index)
+        if before and units[in_order[before - 1]].passage == units[index].passage:
+            order.append(in_order[before - 1])
     return list(dict.fromkeys(order))
 
 

@@ -28,6 +28,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS passages (name BLOB PRIMARY KEY, value BLOB, checksum INTEGER, used INTEGER);
 CREATE INDEX IF NOT EXISTS passages_used ON passages (used);
 """
+_IN_MEMORY = 256 << 20  # bytes, also in front of a file
 _LOW_WATER = 0.9  # a full file is pruned to this share, so that not every write prunes
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class PassageStore:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 4 << 30, memory_bytes: int = 256 << 20
+        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 4 << 30, memory_bytes: int = _IN_MEMORY
     ):
         if max_bytes < 1 or memory_bytes < 0:
             raise InvalidInputError(f"max_bytes must be >= 1 and memory_bytes >= 0; got {max_bytes}, {memory_bytes}")
@@ -305,6 +306,8 @@ def _reopen(path: str | None, max_bytes: int, memory_bytes: int) -> PassageStore
     return PassageStore(path, max_bytes=max_bytes, memory_bytes=memory_bytes)
 
 
-def open_store(store: PassageStore | str | os.PathLike[str] | None) -> PassageStore | None:
-    """A store as it is, or the one in a file."""
-    return store if store is None or isinstance(store, PassageStore) else PassageStore(store)
+def open_store(store: PassageStore | str | os.PathLike[str] | None) -> PassageStore:
+    """A store as it is, the one in a file, or for None a small one in memory."""
+    if store is None:
+        return PassageStore(max_bytes=_IN_MEMORY)
+    return store if isinstance(store, PassageStore) else PassageStore(store)

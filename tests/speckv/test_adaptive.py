@@ -8,14 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model, patch_model
+from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.llama_index import SpecKVLLM
 from draftapprox_integrations.speckv.eviction import prefill
 from draftapprox_integrations.speckv.ragged import RaggedLayer, decoding_model
 from draftapprox_integrations.speckv.scores import choose_kv, share_kv
 
-from ..conftest import tiny_llama
 from .test_eviction import batch_of, model_of
 from .test_golden import CASES
 
@@ -117,15 +116,6 @@ def test_a_bad_setting_names_field_value_and_limit(field, value, limit):
 
 
 # ---------------------------------------------------------------- the engine
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_tokenizer):
-    """A target that never ends by itself, and a smaller draft with the same vocabulary."""
-    target = tiny_llama(eos_token_id=None)
-    target.generation_config.eos_token_id = None
-    draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
-    return load_model((target, tiny_tokenizer)), load_model((draft, tiny_tokenizer))
 
 
 def written(engine, prompts, **options):

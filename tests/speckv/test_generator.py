@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
+from draftapprox_integrations import SpecKV, SpecKVConfig
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
 from draftapprox_integrations.speckv.tickets import PieceReader
 
@@ -18,15 +18,6 @@ ROOMY = SpecKVConfig(max_capacity_prompt=4000)
 TIGHT = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
 LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. Today it is a small museum. " * 3
 PROMPTS = [LONG, "The bridge was opened in 1932. It is red.", "Bread is baked at five, and the bakery closes at noon."]
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_tokenizer):
-    """A target that never ends by itself, and a smaller draft with the same vocabulary."""
-    target = tiny_llama(eos_token_id=None)
-    target.generation_config.eos_token_id = None
-    draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
-    return load_model((target, tiny_tokenizer)), load_model((draft, tiny_tokenizer))
 
 
 def plain(target, prompts, **options):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from draftapprox_integrations import KVQuantization, SpecKV, SpecKVConfig, load_model
+from draftapprox_integrations import KVQuantization, SpecKV, SpecKVConfig
 from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.errors import MissingDependencyError
 from draftapprox_integrations.speckv import quantization
@@ -15,7 +15,6 @@ from draftapprox_integrations.speckv.eviction import EvictedLayer, prefill
 from draftapprox_integrations.speckv.quantization import QuantizedLayer, held_bytes, make_codec
 from draftapprox_integrations.speckv.slot import as_method
 
-from ..conftest import tiny_llama
 from .test_eviction import batch_of, decode, model_of
 
 PLAIN = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
@@ -127,14 +126,6 @@ def test_decoding_is_exact_on_what_was_unpacked(name, lengths, backend, bits):
     p = decode(model, full, whole, whole_mask, steps).log_softmax(-1)
     divergence = (p.exp() * (p - found.log_softmax(-1))).sum(-1).mean()
     assert divergence < (0.01 if bits == 8 else 0.5)
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_tokenizer):
-    target = tiny_llama(eos_token_id=None)
-    target.generation_config.eos_token_id = None
-    draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
-    return load_model((target, tiny_tokenizer)), load_model((draft, tiny_tokenizer))
 
 
 def rows_of(lengths):
