@@ -26,8 +26,9 @@ class Question:
         text: The question.
         passages: Texts.
         titles: Per passage its title; None where the data has none.
-        gold, answers: Where the evidence is one of some strings in one passage: its index, and the strings.
-        evidence: Where it is some sentences: (passage, (start, end)) of each; all are needed.
+        answers: Accepted answers.
+        gold: Where one of these in one passage is the evidence: its index.
+        evidence: Where some sentences are: (passage, (start, end)) of each; all are needed.
     """
 
     text: str
@@ -42,6 +43,13 @@ class Question:
         if self.evidence is None:
             return any(answer in texts[self.gold] for answer in self.answers)
         return all(any(a <= start and end <= b for a, b in spans[index]) for index, (start, end) in self.evidence)
+
+    def survives_in(self, text: str) -> bool:
+        """Whether all of the evidence is in `text`, wherever it stands and however it is spaced."""
+        if self.evidence is None:
+            return any(answer in text for answer in self.answers)
+        spaced = " ".join(text.split())
+        return all(" ".join(self.passages[i][a:b].split()) in spaced for i, (a, b) in self.evidence)
 
 
 def read_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:
@@ -77,7 +85,8 @@ def _hotpot(row: dict[str, Any]) -> Question | None:
     facts = [(title, number) for title, number in row["supporting_facts"]]
     if any(fact not in places for fact in facts):
         return None
-    return Question(row["question"].strip(), texts, titles=titles, evidence=[places[fact] for fact in facts])
+    evidence = [places[fact] for fact in facts]
+    return Question(row["question"].strip(), texts, answers=[row["answer"]], titles=titles, evidence=evidence)
 
 
 def _musique(row: dict[str, Any]) -> Question | None:
@@ -91,7 +100,7 @@ def _musique(row: dict[str, Any]) -> Question | None:
             return None
         evidence.append((place, next(span for span in sentences(texts[place]) if span[0] <= found < span[1])))
     titles = [paragraph["title"] for paragraph in row["paragraphs"]]
-    return Question(row["question"], texts, titles=titles, evidence=evidence)
+    return Question(row["question"], texts, answers=[row["answer"]], titles=titles, evidence=evidence)
 
 
 def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:

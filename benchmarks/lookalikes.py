@@ -71,11 +71,12 @@ def _question(rng: random.Random, passages: int) -> Question:
     names = [f"{start}{end} {kind}" for start in _STARTS.split() for end in _ENDS.split()]
     titles = rng.sample(names, passages)
     gold, asked = rng.randrange(passages), rng.randrange(len(facts))
-    texts, evidence = [], ""
+    texts, evidence, answer = [], "", ""
     for index, title in enumerate(titles):
-        told = [sentence.format(v=_value(rng, value)) for sentence, value, _ in facts]
+        values = [_value(rng, value) for _, value, _ in facts]
+        told = [sentence.format(v=value) for (sentence, _, _), value in zip(facts, values, strict=True)]
         if index == gold:
-            evidence = told[asked]
+            evidence, answer = told[asked], values[asked]
         rng.shuffle(told)
         for filler in rng.sample(_FILLERS, 2):
             told.insert(rng.randint(0, len(told)), filler)
@@ -84,6 +85,7 @@ def _question(rng: random.Random, passages: int) -> Question:
     return Question(
         text=facts[asked][2].format(n=titles[gold]),
         passages=texts,
+        answers=[answer],
         titles=list(titles),
         evidence=[(gold, (start, start + len(evidence)))],
     )

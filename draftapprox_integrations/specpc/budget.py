@@ -68,6 +68,10 @@ class Packer:
                 high = middle - 1
         return self._fill(best, list(order[:low]), order[low + 1 : low + 1 + _FILL_ATTEMPTS], budget), low
 
+    def tokens_of(self, units: Sequence[Unit]) -> int:
+        """Tokens of what `units` make, joined."""
+        return self._measure(units).total
+
     def beginnings(self, units: Sequence[Unit], budget: int) -> list[Unit]:
         """Something of each unit, as much of the first ones as can be: whole, or its first words that fit.
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..attention import attention_view
 from ..config import SpecPCConfig
-from ..errors import BudgetError, InvalidInputError
-from ..models import LoadedModel, ModelSpec, load_model, pad_left
+from ..errors import InvalidInputError
+from ..models import LoadedModel, ModelSpec, load_model
 from ..results import CompressedPassage, CompressionResult, Selection
 from ..tokenization import Encoded, TokenCounter, TokenizerSpec
 from .budget import Packed, Packer, Unit
@@ -37,13 +37,12 @@ from .checks import (
 )
 from .fusion import Embedder, fuse, titled
 from .heads import HeadSet, find_heads
-from .importance import read_importance
 from .passages import PassageReader
 from .prompt import PromptBuilder
-from .ranking import Pattern, Ranking, rank_units
+from .ranking import Pattern, keep_within, rank_units
 from .reading import read_together
-from .selection import pool_scores, select_tokens
 from .store import PassageStore, open_store
+from .token_form import choose_positions
 
 OnEmpty = Literal["drop", "keep_best"]
 
@@ -128,48 +127,7 @@ class SpecPC:
         config = self.config
         if lookahead_tokens is not None:
             config = replace(config, lookahead_tokens=lookahead_tokens)
-        capacity, window = config.max_capacity_prompt, config.resolved_window()
-        indices = [row.nonzero().flatten() for row in mask]  # the real positions of each row, then the kept ones
-        places = list(indices)
-        long_rows = [row for row, place in enumerate(places) if len(place) > capacity]
-
-        def read(rows: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
-            return self._read_rows(ids, places, rows, window, config)
-
-        found = read(long_rows) if long_rows else {}
-        for row in long_rows:
-            scores, protected_here = found[row][0][places[row]], protect[row][places[row]]
-            needed = int(protected_here[:-window].sum()) + window
-            if needed > capacity:
-                raise BudgetError(
-                    f"the window and the protected positions need {needed} tokens, max_capacity_prompt is {capacity}. "
-                    f"Raise it to at least {needed} or protect less."
-                )
-            pooled = pool_scores(scores, self.config.pool_type, self.config.kernel_size)
-            keep = select_tokens(pooled, capacity, window, self.config.resolved_neighbors(), protected_here)
-            indices[row] = places[row][keep]
-        return Selection(indices, ids.shape[1], found, read)
-
-    def _read_rows(
-        self, ids: Tensor, places: list[Tensor], rows: list[int], window: int, config: SpecPCConfig
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """For each of `rows` its scores [tokens] and lookahead. Rows longer than the window share a batch."""
-        together = [row for row in rows if len(places[row]) > window]
-        batches = [[row] for row in rows if len(places[row]) <= window]
-        if together:
-            batches.append(together)
-        results: dict[int, tuple[Tensor, Tensor]] = {}
-        for batch_rows in batches:
-            batch, mask = pad_left([ids[row][places[row]].tolist() for row in batch_rows])
-            longest = batch.shape[1]
-            with self.draft.lock:
-                found = read_importance(self._view, batch, mask, min(window, longest), config)
-            assert found.lookahead_ids is not None
-            for index, row in enumerate(batch_rows):
-                scores = torch.zeros(ids.shape[1])
-                scores[places[row]] = found.scores[index, longest - len(places[row]) :]
-                results[row] = (scores, found.lookahead_ids[index])
-        return results
+        return choose_positions(self.draft, self._view, config, ids, mask, protect)
 
     # ------------------------------------------------------------------ text in, text out
 
@@ -247,7 +205,8 @@ class SpecPC:
             if self.config.scoring == "fused":
                 combine = partial(self._combine, passages, titles, query, retriever_scores)
             ranking = rank_units(passages, encoded, token_scores, self.config, protect, combine)
-            packed = self._pack(passages, before, ranking, budget, best_of_each=on_empty == "keep_best")
+            packer = Packer(passages, before, self.config.separator or "", counter.count)
+            packed = keep_within(packer, ranking, budget, best_of_each=on_empty == "keep_best")
             scores = ranking.passage_scores
             heat = [_heat(tokens, found) for tokens, found in zip(encoded, token_scores, strict=True)]
         if guess is not None:
@@ -380,25 +339,6 @@ class SpecPC:
             scores, read = self._reader.scores(encoded, titles, query)
             return scores, None, read
         return read_together(self.draft, self._view, self._builder, self.config, encoded, titles, query, guess_tokens)
-
-    def _pack(
-        self, passages: Sequence[str], before: Sequence[int], ranking: Ranking, budget: int, *, best_of_each: bool
-    ) -> Packed:
-        packer = Packer(passages, before, self.config.separator or "", self._counter.count)
-        order = ranking.order
-        if best_of_each and ranking.best:
-            best = packer.beginnings(ranking.best, budget)
-            order = list(dict.fromkeys([*order[: ranking.protected], *best, *order]))
-        packed, fitted = packer.pack(order, budget)
-        if fitted < ranking.protected:
-            needed = packer.pack(order[: ranking.protected], sum(before))[0].total
-            raise BudgetError(
-                f"the protected text needs {needed} tokens, the budget is {budget}. "
-                f"Raise max_tokens to at least {needed} or protect less."
-            )
-        if fitted == 0 and order:  # not even the best unit fits, but some of its words may
-            packed, _ = packer.pack([*packer.beginnings(order[:1], budget), *order[1:]], budget)
-        return packed
 
 
 def _heat(tokens: Encoded, scores: Tensor) -> list[tuple[int, int, float]]:

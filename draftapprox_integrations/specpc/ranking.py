@@ -1,4 +1,4 @@
-"""From token scores to an order of units: which sentence, word or token is wanted first."""
+"""From token scores to an order of units, and to what of it fits a budget."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..config import SpecPCConfig
+from ..errors import BudgetError
 from ..tokenization import Encoded
-from .budget import Unit
+from .budget import Packed, Packer, Unit
 from .selection import pool_scores, rank, with_neighbors
 from .spans import split_units, unit_of_tokens
 
@@ -29,8 +30,8 @@ class Ranking:
     """Units of some passages in the order in which they should be kept.
 
     Attributes:
-        order: Every unit once: the protected ones, then by score (and, for tokens, closeness to a better one); of
-            sentences as `in_context` orders them.
+        order: Every unit once: the protected ones, then each passage's `min_per_passage`, then by score (and, for
+            tokens, closeness to a better one); of sentences as `in_context` orders them.
         protected: How many at the beginning of `order` must be kept.
         best: The best unit of each passage that has any, best passage first.
         passage_scores: Per passage the score of its best unit; 0.0 if it has none.
@@ -59,7 +60,8 @@ def rank_units(
         passages: The texts.
         encoded: Their tokens, as the draft read them.
         scores: Per passage float32 [tokens].
-        config: `granularity`, `pool_type`, `kernel_size` and `neighbor_tokens` are used.
+        config: `granularity`, `pool_type`, `kernel_size`, `neighbor_tokens`, `keep_context` and `min_per_passage` are
+            used.
         protect: Units with a match are kept before all others.
         combine: Makes the sentences' final scores of what the draft says of them.
     """
@@ -77,9 +79,12 @@ def rank_units(
     if combine is not None and config.granularity == "sentence" and units:
         values = list(combine(units, torch.cat(values)).split([len(value) for value in values]))
     ranked = rank(torch.cat(values)) if values else torch.empty(0, dtype=torch.long)
-    if config.granularity == "sentence":
-        ranked = torch.tensor(in_context(passages, units, ranked.tolist(), config.keep_context), dtype=torch.long)
     by_score = ranked.tolist()
+    if config.granularity == "sentence":
+        by_score = in_context(passages, units, by_score, config.keep_context, config.min_per_passage)
+    else:
+        by_score = shared_out(units, by_score, config.min_per_passage)
+    ranked = torch.tensor(by_score, dtype=torch.long)
     if config.granularity == "token":
         ranked = with_neighbors(ranked, config.resolved_neighbors(), len(units))
     first = [i for i, unit in enumerate(units) if _matches(passages[unit.passage], unit, protect)] if protect else []
@@ -94,7 +99,37 @@ def rank_units(
     )
 
 
-def in_context(passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[int], neighbors: int) -> list[int]:
+def keep_within(packer: Packer, ranking: Ranking, budget: int, *, best_of_each: bool) -> Packed:
+    """What of the passages fits `budget` tokens.
+
+    Args:
+        packer: Holds the passages.
+        ranking: Of their units.
+        budget: At most so many tokens.
+        best_of_each: First something of each passage: its best unit, or the first words of that.
+
+    Raises:
+        BudgetError: the protected units do not fit.
+    """
+    order = ranking.order
+    if best_of_each and ranking.best:
+        best = packer.beginnings(ranking.best, budget)
+        order = list(dict.fromkeys([*order[: ranking.protected], *best, *order]))
+    packed, fitted = packer.pack(order, budget)
+    if fitted < ranking.protected:
+        needed = packer.tokens_of(order[: ranking.protected])
+        raise BudgetError(
+            f"the protected text needs {needed} tokens, the budget is {budget}. "
+            f"Raise max_tokens to at least {needed} or protect less."
+        )
+    if fitted == 0 and order:  # not even the best unit fits, but some of its words may
+        packed, _ = packer.pack([*packer.beginnings(order[:1], budget), *order[1:]], budget)
+    return packed
+
+
+def in_context(
+    passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[int], neighbors: int, minimum: int = 0
+) -> list[int]:
     """The order in which sentences are kept, so that none hangs in the air.
 
     A heading goes with the first wanted sentence under it; one with no sentence under it is left out. Then come
@@ -105,15 +140,14 @@ def in_context(passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[
         units: their sentences, in reading order.
         ranked: indices of `units`, the most wanted first.
         neighbors: how many around each.
+        minimum: how many of each passage come before all others.
     """
     headings = {i for i, unit in enumerate(units) if passages[unit.passage].startswith("#", unit.start)}
     with_text = {unit.passage for i, unit in enumerate(units) if i not in headings}
     headings = {i for i in headings if units[i].passage in with_text}  # a passage of headings only is what it is
     in_order = sorted(headings)
     order: list[int] = []
-    for index in ranked:
-        if index in headings:
-            continue
+    for index in shared_out(units, [index for index in ranked if index not in headings], minimum):
         around = [index]
         for distance in range(1, neighbors + 1):
             around += [index - distance, index + distance]
@@ -123,6 +157,18 @@ def in_context(passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[
         if before and units[in_order[before - 1]].passage == units[index].passage:
             order.append(in_order[before - 1])
     return list(dict.fromkeys(order))
+
+
+def shared_out(units: Sequence[Unit], ranked: Sequence[int], minimum: int) -> list[int]:
+    """`ranked`, but the `minimum` best of each passage come first: every passage's best, then the second ones, ..."""
+    turns: list[list[int]] = [[] for _ in range(minimum)]
+    rest: list[int] = []
+    taken: dict[int, int] = {}
+    for index in ranked:
+        turn = taken.get(units[index].passage, 0)
+        taken[units[index].passage] = turn + 1
+        (turns[turn] if turn < minimum else rest).append(index)
+    return [index for group in (*turns, rest) for index in group]
 
 
 def sentence_scores(scores: Tensor, owners: Tensor, units: int) -> Tensor:

@@ -107,6 +107,22 @@ def test_keep_best_leaves_something_of_each_passage(smol):
     check_promises(smol.compress(FACTS, QUESTION, max_tokens=3, on_empty="keep_best"), FACTS)
 
 
+def test_a_least_number_of_sentences_per_passage(embedded_model, smol):
+    def sentences_kept(result):
+        return [sum(piece in p.text for piece in re.split(r"(?<=\.) ", p.original)) for p in result.passages]
+
+    assert 0 in sentences_kept(smol.compress(FACTS, QUESTION, max_tokens=48))
+    one = SpecPC(embedded_model, SpecPCConfig(min_per_passage=1)).compress(FACTS, QUESTION, max_tokens=48)
+    assert min(sentences_kept(one)) == 1
+    assert "The bridge was opened in 1932." in one.passages[1].text
+    check_promises(one, FACTS)
+    two = SpecPC(embedded_model, SpecPCConfig(min_per_passage=2)).compress(FACTS, QUESTION, max_tokens=80)
+    assert min(sentences_kept(two)) == 2
+    scarce = SpecPC(embedded_model, SpecPCConfig(min_per_passage=1)).compress(FACTS, QUESTION, max_tokens=12)
+    assert "The bridge was opened in 1932." in scarce.passages[1].text  # the best of all is still the first
+    check_promises(scarce, FACTS)
+
+
 def test_protected_text_stays(smol):
     result = smol.compress(FACTS, QUESTION, max_tokens=30, protect=["noon", re.compile(r"\b1868\b")])
     assert "The bakery closes at noon." in result.passages[2].text

@@ -13,7 +13,7 @@ from draftapprox_integrations import SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.specpc.budget import Unit
 from draftapprox_integrations.specpc.fusion import Words, fuse, similarities, standardized
-from draftapprox_integrations.specpc.ranking import in_context
+from draftapprox_integrations.specpc.ranking import in_context, shared_out
 
 TEXTS = ["Harbour\nThe crane lifts twelve tonnes.", "Ferry\nIt carries 148 passengers.", "Ferry\nIt is blue."]
 FLAT = torch.full((3,), 0.1)
@@ -117,6 +117,15 @@ def test_a_heading_comes_with_what_stands_under_it():
 
 def test_headings_with_nothing_under_them_are_left_out():
     assert in_context(["##a"], units_of("##a"), [0, 1, 2], 0) == [2, 1]
+
+
+def test_each_passage_gets_its_least_number_first():
+    passages = ["#ab", "cdef", "", "g"]
+    units = units_of(*passages)
+    ranked = [4, 3, 5, 2, 0, 6, 1, 7]
+    assert in_context(passages, units, ranked, 0, 1) == [4, 2, 0, 7, 3, 5, 6, 1]
+    assert in_context(passages, units, ranked, 0, 2) == [4, 2, 0, 7, 3, 1, 5, 6]
+    assert shared_out(units, ranked, 0) == ranked
 
 
 def test_neighbours_come_along_within_their_passage():

@@ -1,0 +1,100 @@
+"""What a reader makes of the compressed context: the log-likelihood of the gold answer, beside the whole context.
+
+    python -m benchmarks.reader --lookalikes --out rows.jsonl
+    python -m benchmarks.reader --data questions.json --out rows.jsonl     # SQuAD's, HotpotQA's or MuSiQue's layout
+
+The methods of benchmarks.retention choose what is kept; passages come with their titles, in their order. The embedded
+model reads them in its chat template, and the log-likelihood is that of the first gold answer as its reply, in nats per
+token. Rows are kept in --out; a second run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from draftapprox_integrations import LoadedModel, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations.answering import as_prompt
+from draftapprox_integrations.chat.template import Message, render_chat
+from draftapprox_integrations.specpc.budget import Packer
+
+from .common import Question, machine, measured_rows, read_questions, table
+from .lookalikes import lookalike_questions
+from .retention import TOKENS, rankings
+from .speckv_accuracy import interval
+
+INSTRUCTION = "Use the context to answer the question in a few words."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="a JSON file in SQuAD's, HotpotQA's or MuSiQue's layout")
+    source.add_argument("--lookalikes", action="store_true", help="make the questions up")
+    parser.add_argument("--out", type=Path, required=True, help="one JSON row per question; a run goes on from it")
+    parser.add_argument("--model", default="default", help="the reader and the draft")
+    parser.add_argument("-n", type=int, default=50)
+    parser.add_argument("--passages", type=int, default=12)
+    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--seed", type=int, default=5)
+    args = parser.parse_args()
+
+    model = load_model(args.model)
+    heads, paper = SpecPC(model, SpecPCConfig(scoring="heads")), SpecPC(model, SpecPCConfig(scoring="paper"))
+    if args.data:
+        questions = read_questions(args.data, args.n, args.passages, args.seed)
+    else:
+        questions = lookalike_questions(args.n, args.passages, args.seed)
+    begun = time.perf_counter()
+    rows = measured_rows(args.out, questions, lambda q: measure(heads, paper, q, args.ratio))
+    print(machine())
+    print(
+        f"{model.name} ({model.dtype}) reads and drafts; {len(rows)} questions of "
+        f"{args.data.name if args.data else 'benchmarks.lookalikes'}, seed {args.seed}; {args.ratio:.0%} of the "
+        f"passages' tokens are kept; this run {time.perf_counter() - begun:.0f} s\n"
+    )
+    lines = []
+    for name in rows[0]:
+        pairs = [row[name] - row["whole context"] for row in rows]
+        difference = "" if name == "whole context" else interval(pairs)
+        lines.append([name, f"{statistics.mean(row[name] for row in rows):.3f}", difference])
+    print(table(["context", "log-likelihood of the gold answer, nats per token", "less the whole context's"], lines))
+
+
+def measure(heads: SpecPC, paper: SpecPC, question: Question, ratio: float) -> dict[str, float]:
+    """The log-likelihood per token of the gold answer of one question, by what is kept."""
+    before = heads.count_tokens(question.passages)
+    row = {
+        "whole context": likelihood(heads.draft, question, question.passages),
+        "no context": likelihood(heads.draft, question, [""] * len(question.passages)),
+    }
+    for name, order in rankings(heads, paper, question, random.Random(question.text)).items():
+        separator = TOKENS.separator if name == "paper, tokens" else heads.config.separator
+        packer = Packer(question.passages, before, separator or "", heads.count_tokens)
+        kept, _ = packer.pack(order, int(ratio * sum(before)))
+        row[name] = likelihood(heads.draft, question, kept.texts)
+    return row
+
+
+@torch.inference_mode()
+def likelihood(model: LoadedModel, question: Question, texts: Sequence[str]) -> float:
+    """Log-likelihood in nats per token of the first gold answer, where the model has read `texts`."""
+    named = zip(question.titles or [None] * len(texts), texts, strict=True)
+    context = [f"{title}\n{text}" if title else text for title, text in named if text]
+    tokenizer = model.require_tokenizer()
+    message = Message("user", as_prompt(context, question.text, INSTRUCTION))
+    prompt = tokenizer(render_chat(tokenizer, [message]), add_special_tokens=False)["input_ids"]
+    gold = tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]
+    logits = model.model(torch.tensor([[*prompt, *gold[:-1]]]), logits_to_keep=len(gold)).logits[0]
+    found = logits.float().log_softmax(-1).gather(1, torch.tensor(gold)[:, None])
+    return float(found.mean())
+
+
+if __name__ == "__main__":
+    main()
