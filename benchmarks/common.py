@@ -156,4 +156,4 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     """95% Wilson interval of a share."""
     z, p = 1.96, hits / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))

@@ -81,6 +81,7 @@ class LangChainServed(Served):
             "finish_reason": generation.finish_reason,
             "method": self.method,
             "kept_kv": generation.usage.kept_kv,
+            "kept_kv_bytes": generation.usage.kept_kv_bytes,
             "kept_prompt_tokens": generation.usage.kept_prompt_tokens,
             "timings": generation.timings,
         }

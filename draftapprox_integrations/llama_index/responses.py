@@ -27,6 +27,7 @@ def _raw(written: Generation) -> dict[str, Any]:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             "kept_kv": usage.kept_kv,
+            "kept_kv_bytes": usage.kept_kv_bytes,
             "kept_prompt_tokens": usage.kept_prompt_tokens,
         },
         "finish_reason": written.finish_reason,

@@ -127,6 +127,7 @@ def test_methods(tiny):
         message = ChatSpecKV(tiny, method=method, config=config, max_tokens=4).invoke(LONG)
         tokens = message.usage_metadata["input_tokens"]
         assert message.response_metadata["kept_kv"] == (kept or tokens), method
+        assert (message.response_metadata["kept_kv_bytes"] is None) == (method in ("full", "specpc")), method
         assert message.response_metadata["method"] == method
         if config is not None:
             assert ChatSpecKV(tiny, config=config).method == method

@@ -41,7 +41,7 @@ async def test_the_eight_ways_to_call_it_agree(llm, tiny):
     usage = {
         "prompt_tokens": expected.usage.prompt_tokens, "completion_tokens": 8,
         "total_tokens": expected.usage.prompt_tokens + 8, "kept_kv": 32,
-        "kept_prompt_tokens": expected.usage.prompt_tokens,
+        "kept_prompt_tokens": expected.usage.prompt_tokens, "kept_kv_bytes": expected.usage.kept_kv_bytes,
     }  # fmt: skip
     whole = [llm.complete(LONG), await llm.acomplete(LONG), llm.chat(messages), await llm.achat(messages)]
     streams = [
