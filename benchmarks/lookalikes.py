@@ -53,22 +53,36 @@ _FILLERS = [
     "People there speak of it with a certain pride.",
 ]
 _STARTS = "Ash Birch Clay Dun Elm Frost Glen Hazel Iron Juniper King Lark Moss North Oak Pine Quarry Rush Stone Thorn"
+_WORDS = "North South East West Old New Great Little Upper Lower Inner Outer"
 _ENDS = "brook field hurst ley mouth pool ridge side water wood worth bank"
 _FIRST = "Agnes Bernard Clara Dietrich Elsa Frank Gudrun Henrik Ines Jakob Klara Ludvig Maren Otto Petra Ragnar"
 _LAST = "Aalto Berg Castell Dahl Eriksen Frisch Gram Holm Iversen Juhl Krog Lund Myhre Nygaard Olsen Ploug"
 _MONTHS = "January March April June August October"
 
 
-def lookalike_questions(count: int, passages: int, seed: int) -> list[Question]:
-    """`count` questions; only the title and the first sentence of a passage say which thing it is about."""
+def lookalike_questions(count: int, passages: int, seed: int, alike_names: bool = False) -> list[Question]:
+    """`count` questions; only the title and the first sentence of a passage say which thing it is about.
+
+    Args:
+        count: how many.
+        passages: of each.
+        seed: of the draw.
+        alike_names: The names are made of few words too ("North Moss Bridge", "North Clay Bridge", "Old Moss Bridge"):
+            every word of one stands in the names of other passages.
+    """
     rng = random.Random(seed)
-    return [_question(rng, passages) for _ in range(count)]
+    return [_question(rng, passages, alike_names) for _ in range(count)]
 
 
-def _question(rng: random.Random, passages: int) -> Question:
+def _question(rng: random.Random, passages: int, alike_names: bool) -> Question:
     kind = rng.choice(list(_KINDS))
     opening, facts = _KINDS[kind]
-    names = [f"{start}{end} {kind}" for start in _STARTS.split() for end in _ENDS.split()]
+    if alike_names:
+        some = -(-passages // 3)  # of these words squared three quarters and more become names
+        first, second = rng.sample(_WORDS.split(), some), rng.sample(_STARTS.split(), some)
+        names = [f"{a} {b} {kind}" for a in first for b in second]
+    else:
+        names = [f"{start}{end} {kind}" for start in _STARTS.split() for end in _ENDS.split()]
     titles = rng.sample(names, passages)
     gold, asked = rng.randrange(passages), rng.randrange(len(facts))
     texts, evidence, answer = [], "", ""

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
 from draftapprox_integrations.specpc.budget import Packer, Unit
-from draftapprox_integrations.specpc.fusion import Words, fuse, similarities, titled
+from draftapprox_integrations.specpc.fusion import fuse, similarities, titled
 from draftapprox_integrations.specpc.ranking import rank_units
+from draftapprox_integrations.specpc.words import Words
 
 from .common import Question, machine, read_questions, table, wilson
 from .lookalikes import lookalike_questions
@@ -42,8 +43,10 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="a JSON file in SQuAD's, HotpotQA's or MuSiQue's layout")
     source.add_argument("--lookalikes", action="store_true", help="make the questions up")
+    parser.add_argument("--alike-names", action="store_true", help="of look-alikes: names share their words too")
     parser.add_argument("--draft", default="default")
     parser.add_argument("-n", type=int, default=100, help="questions")
+    parser.add_argument("--skip", type=int, default=0, help="of these, how many of the first to leave out")
     parser.add_argument("--passages", type=int, default=12)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--seed", type=int, default=2)
@@ -57,7 +60,8 @@ def main() -> None:
     if args.data:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
-        questions = lookalike_questions(args.n, args.passages, args.seed)
+        questions = lookalike_questions(args.n, args.passages, args.seed, args.alike_names)
+    questions = questions[args.skip :]
     if args.export:
         args.export.write_text(json.dumps([exported(heads, q, args.ratios) for q in questions]), encoding="utf-8")
         return
@@ -84,10 +88,11 @@ def main() -> None:
             for place, text in enumerate(texts):
                 counts[place] += question.survives_in(text)
     n = len(questions)
-    source_name = args.data.name if args.data else "benchmarks.lookalikes"
+    source_name = args.data.name if args.data else "benchmarks.lookalikes" + args.alike_names * " with alike names"
     print(machine())
     print(
         f"draft {heads.draft.name} ({heads.draft.dtype}); {n} questions of {source_name}, seed {args.seed}, "
+        f"{f'without the first {args.skip}, ' if args.skip else ''}"
         f"{sum(len(q.passages) for q in questions) / n:.0f} passages and {tokens / n:.0f} tokens on average; "
         f"{time.perf_counter() - begun:.0f} s\n"
     )
@@ -120,7 +125,7 @@ def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Rando
 
     def ranked(scores: Sequence[Tensor], config: SpecPCConfig, fixed: Tensor | None = None) -> list[Unit]:
         combine = note if fixed is None else (lambda *_: fixed)
-        return rank_units(passages, encoded, scores, config, (), combine).order
+        return rank_units(passages, encoded, scores, config, (), combine, titles).order
 
     together = paper._score(encoded, titles, question.text, 0)[0]
     found = {
@@ -132,7 +137,7 @@ def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Rando
     found["calibrated heads"] = ranked(alone, heads.config)
     owners = [unit.passage for unit in units]
     fixed = {
-        "BM25": Words(texts).scores(question.text),
+        "BM25": Words(texts, owners).scores(question.text),
         "chance": torch.tensor([rng.random() for _ in texts]),
         "fused, draft not calibrated": fuse(question.text, texts, by_paper, owners),
         "fused (the default)": fuse(question.text, texts, attention, owners),
@@ -160,7 +165,7 @@ def unrounded(heads: SpecPC, question: Question) -> list[Unit]:
 
     with patch(f"{reader}.pack_keys", pack), patch(f"{reader}.unpack_keys", lambda name, _pairs: held[name]):
         scores = apart._score(encoded, titles, question.text, 0)[0]
-    return rank_units(question.passages, encoded, scores, heads.config, ()).order
+    return rank_units(question.passages, encoded, scores, heads.config, (), None, titles).order
 
 
 class MiniLM:

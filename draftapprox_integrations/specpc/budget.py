@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..results import Span
@@ -51,8 +51,15 @@ class Packer:
         self._passages, self._tokens = passages, tokens
         self._separator, self._count = separator, count
 
-    def pack(self, order: Sequence[Unit], budget: int) -> tuple[Packed, int]:
+    def pack(
+        self, order: Sequence[Unit], budget: int, sections: Mapping[Unit, int] | None = None
+    ) -> tuple[Packed, int]:
         """Keep the longest run of `order` that fits, then later units that still fit.
+
+        Args:
+            order: the most wanted first.
+            budget: tokens.
+            sections: Of each heading, where what stands under it ends: it comes only with something of that.
 
         Returns:
             What is kept, never more than `budget` tokens, and how long that run was.
@@ -66,7 +73,8 @@ class Packer:
                 low, best = middle, tried
             else:
                 high = middle - 1
-        return self._fill(best, list(order[:low]), order[low + 1 : low + 1 + _FILL_ATTEMPTS], budget), low
+        later = order[low + 1 : low + 1 + _FILL_ATTEMPTS]
+        return self._fill(best, list(order[:low]), later, budget, sections or {}), low
 
     def tokens_of(self, units: Sequence[Unit]) -> int:
         """Tokens of what `units` make, joined."""
@@ -90,10 +98,16 @@ class Packer:
             budget -= packed.total
         return kept
 
-    def _fill(self, best: Packed, kept: list[Unit], later: Sequence[Unit], budget: int) -> Packed:
+    def _fill(
+        self, best: Packed, kept: list[Unit], later: Sequence[Unit], budget: int, sections: Mapping[Unit, int]
+    ) -> Packed:
         for unit in later:
             if best.total >= budget:
                 break
+            if unit in sections and not any(
+                one.passage == unit.passage and unit.end <= one.start < sections[unit] for one in kept
+            ):
+                continue
             tried = self._measure([*kept, unit])
             if tried.total <= budget:
                 kept.append(unit)

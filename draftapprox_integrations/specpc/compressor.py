@@ -204,7 +204,7 @@ class SpecPC:
             combine = None
             if self.config.scoring == "fused":
                 combine = partial(self._combine, passages, titles, query, retriever_scores)
-            ranking = rank_units(passages, encoded, token_scores, self.config, protect, combine)
+            ranking = rank_units(passages, encoded, token_scores, self.config, protect, combine, titles)
             packer = Packer(passages, before, self.config.separator or "", counter.count)
             packed = keep_within(packer, ranking, budget, best_of_each=on_empty == "keep_best")
             scores = ranking.passage_scores

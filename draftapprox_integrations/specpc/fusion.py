@@ -2,13 +2,12 @@
 
 The draft's attention knows what a question means but is easily lost among passages that look alike; the words know
 names and numbers but no meaning; an embedder and the retriever know something of both. Each is put on a common scale,
-and they are added. Then a second look: what the best sentence says is searched for too, because what it names (the
-person who wrote the song) is where the next piece of evidence stands.
+and they are added. Then a second look: what the best sentence names beyond the question (the person who wrote the song)
+is searched for too, because the next piece of evidence stands there.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from .budget import Unit
+from .words import Words
 
 # What the second look and the retriever's scores weigh beside the others' 1 (docs/LOG.md).
-SECOND_LOOK = 0.6
+SECOND_LOOK = 0.8
 RETRIEVER = 0.5
 
 
@@ -68,7 +68,7 @@ def fuse(
     Raises:
         InvalidInputError: the embedder failed, or gave something else than one vector for each text.
     """
-    words = Words(texts)
+    words = Words(texts, passages)
     parts = [standardized(attention.clamp(min=1e-9).log()), standardized(words.scores(query))]
     if embedder is not None:
         parts.append(standardized(similarities(embedder, query, texts)))
@@ -83,8 +83,8 @@ def fuse(
             total = total + RETRIEVER * standardized(torch.tensor(filled))[torch.tensor(passages)]
     if len(texts) > 1:
         best = int(total.argmax())
-        again = standardized(words.scores(texts[best]))
-        again[best] = 0.0  # it finds itself, which says nothing
+        again = standardized(words.scores(words.news(best, query)))
+        again[[text == texts[best] for text in texts]] = 0.0  # it finds itself, which says nothing
         total = total + SECOND_LOOK * again
     return total
 
@@ -105,30 +105,6 @@ def standardized(values: Tensor) -> Tensor:
     values = values - values.mean()
     spread = values.std()
     return values / spread if float(spread) > 1e-9 else torch.zeros_like(values)
-
-
-class Words:
-    """BM25 over some texts (bm25s)."""
-
-    def __init__(self, texts: Sequence[str]):
-        import bm25s
-
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress at level DEBUG
-        self._count = len(texts)
-        tokens = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
-        self._index: Any = None
-        if any(tokens):
-            self._index = bm25s.BM25()
-            self._index.index(tokens, show_progress=False)
-
-    def scores(self, query: str) -> Tensor:
-        """float32 [texts]; all 0 where no word is shared."""
-        import bm25s
-
-        (tokens,) = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)
-        if self._index is None or not tokens:
-            return torch.zeros(self._count)
-        return torch.from_numpy(self._index.get_scores(tokens)).float()
 
 
 def similarities(embedder: Embedder, query: str, texts: Sequence[str]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from ..config import SpecPCConfig
 from ..errors import BudgetError
 from ..tokenization import Encoded
 from .budget import Packed, Packer, Unit
+from .copies import without_copies
 from .selection import pool_scores, rank, with_neighbors
 from .spans import split_units, unit_of_tokens
 
@@ -34,12 +35,14 @@ class Ranking:
             tokens, closeness to a better one); of sentences as `in_context` orders them.
         protected: How many at the beginning of `order` must be kept.
         best: The best unit of each passage that has any, best passage first.
+        sections: Of each heading, where what stands under it ends.
         passage_scores: Per passage the score of its best unit; 0.0 if it has none.
     """
 
     order: list[Unit]
     protected: int
     best: list[Unit]
+    sections: dict[Unit, int]
     passage_scores: list[float]
 
 
@@ -50,6 +53,7 @@ def rank_units(
     config: SpecPCConfig,
     protect: Sequence[Pattern],
     combine: Combine | None = None,
+    titles: Sequence[str | None] | None = None,
 ) -> Ranking:
     """Order the units of `passages`.
 
@@ -64,6 +68,7 @@ def rank_units(
             used.
         protect: Units with a match are kept before all others.
         combine: Makes the sentences' final scores of what the draft says of them.
+        titles: Of the passages; copies of a sentence are left out where they are the same.
     """
     units: list[Unit] = []
     values: list[Tensor] = []
@@ -80,21 +85,27 @@ def rank_units(
         values = list(combine(units, torch.cat(values)).split([len(value) for value in values]))
     ranked = rank(torch.cat(values)) if values else torch.empty(0, dtype=torch.long)
     by_score = ranked.tolist()
+    best: dict[int, Unit] = {}
+    sections: dict[Unit, int] = {}
     if config.granularity == "sentence":
-        by_score = in_context(passages, units, by_score, config.keep_context, config.min_per_passage)
+        sections = sections_of(passages, units)
+        for i in in_context(units, sections, by_score, 0):
+            best.setdefault(units[i].passage, units[i])
+        by_score = without_copies(passages, titles or [None] * len(passages), units, by_score)
+        by_score = in_context(units, sections, by_score, config.keep_context, config.min_per_passage)
     else:
+        for i in by_score:
+            best.setdefault(units[i].passage, units[i])
         by_score = shared_out(units, by_score, config.min_per_passage)
     ranked = torch.tensor(by_score, dtype=torch.long)
     if config.granularity == "token":
         ranked = with_neighbors(ranked, config.resolved_neighbors(), len(units))
     first = [i for i, unit in enumerate(units) if _matches(passages[unit.passage], unit, protect)] if protect else []
-    best: dict[int, Unit] = {}
-    for i in by_score:
-        best.setdefault(units[i].passage, units[i])
     return Ranking(
         order=[units[i] for i in dict.fromkeys([*first, *ranked.tolist()])],
         protected=len(first),
         best=list(best.values()),
+        sections=sections,
         passage_scores=[float(value.max()) if len(value) else 0.0 for value in values],
     )
 
@@ -115,7 +126,7 @@ def keep_within(packer: Packer, ranking: Ranking, budget: int, *, best_of_each: 
     if best_of_each and ranking.best:
         best = packer.beginnings(ranking.best, budget)
         order = list(dict.fromkeys([*order[: ranking.protected], *best, *order]))
-    packed, fitted = packer.pack(order, budget)
+    packed, fitted = packer.pack(order, budget, ranking.sections)
     if fitted < ranking.protected:
         needed = packer.tokens_of(order[: ranking.protected])
         raise BudgetError(
@@ -123,12 +134,27 @@ def keep_within(packer: Packer, ranking: Ranking, budget: int, *, best_of_each: 
             f"Raise max_tokens to at least {needed} or protect less."
         )
     if fitted == 0 and order:  # not even the best unit fits, but some of its words may
-        packed, _ = packer.pack([*packer.beginnings(order[:1], budget), *order[1:]], budget)
+        packed, _ = packer.pack([*packer.beginnings(order[:1], budget), *order[1:]], budget, ranking.sections)
     return packed
 
 
+def sections_of(passages: Sequence[str], units: Sequence[Unit]) -> dict[Unit, int]:
+    """Each heading among the sentences `units`, and where what stands under it ends: at the next one, or the end.
+
+    A passage of headings only has none: there they are what it says.
+    """
+    headings = [unit for unit in units if passages[unit.passage].startswith("#", unit.start)]
+    with_text = {unit.passage for unit in set(units) - set(headings)}
+    headings = [unit for unit in headings if unit.passage in with_text]
+    following = [*headings[1:], None]
+    return {
+        unit: after.start if after is not None and after.passage == unit.passage else len(passages[unit.passage])
+        for unit, after in zip(headings, following, strict=False)
+    }
+
+
 def in_context(
-    passages: Sequence[str], units: Sequence[Unit], ranked: Sequence[int], neighbors: int, minimum: int = 0
+    units: Sequence[Unit], sections: Mapping[Unit, int], ranked: Sequence[int], neighbors: int, minimum: int = 0
 ) -> list[int]:
     """The order in which sentences are kept, so that none hangs in the air.
 
@@ -136,15 +162,13 @@ def in_context(
     `neighbors` sentences before and after.
 
     Args:
-        passages: the texts.
-        units: their sentences, in reading order.
+        units: sentences, in reading order.
+        sections: from `sections_of`.
         ranked: indices of `units`, the most wanted first.
         neighbors: how many around each.
         minimum: how many of each passage come before all others.
     """
-    headings = {i for i, unit in enumerate(units) if passages[unit.passage].startswith("#", unit.start)}
-    with_text = {unit.passage for i, unit in enumerate(units) if i not in headings}
-    headings = {i for i in headings if units[i].passage in with_text}  # a passage of headings only is what it is
+    headings = {i for i, unit in enumerate(units) if unit in sections}
     in_order = sorted(headings)
     order: list[int] = []
     for index in shared_out(units, [index for index in ranked if index not in headings], minimum):

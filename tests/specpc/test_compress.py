@@ -107,6 +107,39 @@ def test_keep_best_leaves_something_of_each_passage(smol):
     check_promises(smol.compress(FACTS, QUESTION, max_tokens=3, on_empty="keep_best"), FACTS)
 
 
+def test_a_heading_is_not_kept_without_anything_under_it(smol):
+    text = (
+        "# Guide\n\n## Boats\nThe party was in the boat house, where "
+        + "everyone of the village had brought something to eat and to drink, " * 3
+        + "and it was good.\n\n## Ferry\nIt is red.\n\n## Parties\nOn the first Sunday there was one.\n"
+    )
+    for budget in range(4, 60, 3):
+        kept = smol.compress([text], "When was the party in the boat house?", max_tokens=budget).passages[0].text
+        lines = [line for line in kept.splitlines() if line]
+        assert not lines or not lines[-1].startswith("#"), (budget, kept)
+        assert ("## Ferry" in kept) <= ("It is red." in kept)
+
+
+def test_what_overlapping_chunks_share_is_kept_once(smol):
+    sentences = [f"{name} the {i}th was painted in {1800 + i}." for i, name in enumerate(["Boat", "Shed", "Mill"] * 4)]
+    chunks = [" ".join(sentences[i : i + 6]) for i in range(0, 8, 2)]
+    kept = smol.compress(chunks, "When was the mill painted?", ratio=0.4)
+    lines = [sentence for p in kept.passages for sentence in sentences if sentence in p.text]
+    assert len(lines) == len(set(lines)) > 5
+    check_promises(kept, chunks)
+    again = smol.compress([FACTS[1]] * 3, QUESTION, max_tokens=24)
+    assert [bool(p.text) for p in again.passages].count(True) == 1
+    assert all(p.text for p in smol.compress([FACTS[1]] * 3, QUESTION, max_tokens=40, on_empty="keep_best").passages)
+
+
+def test_the_same_words_about_other_things_are_no_copies(smol):
+    hotels = [
+        f"{n} stands by the lake. It has a pool. {m} owns it." for n, m in [("Elm Inn", "Ada"), ("Oak Inn", "Bo")]
+    ]
+    kept = smol.compress(hotels, "Which inns have a pool?", max_tokens=22)
+    assert sum("It has a pool." in p.text for p in kept.passages) == 2
+
+
 def test_a_least_number_of_sentences_per_passage(embedded_model, smol):
     def sentences_kept(result):
         return [sum(piece in p.text for piece in re.split(r"(?<=\.) ", p.original)) for p in result.passages]

@@ -12,8 +12,9 @@ from llama_index.core.embeddings import MockEmbedding
 from draftapprox_integrations import SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.specpc.budget import Unit
-from draftapprox_integrations.specpc.fusion import Words, fuse, similarities, standardized
-from draftapprox_integrations.specpc.ranking import in_context, shared_out
+from draftapprox_integrations.specpc.fusion import fuse, similarities, standardized
+from draftapprox_integrations.specpc.ranking import in_context, sections_of, shared_out
+from draftapprox_integrations.specpc.words import Words, split_words
 
 TEXTS = ["Harbour\nThe crane lifts twelve tonnes.", "Ferry\nIt carries 148 passengers.", "Ferry\nIt is blue."]
 FLAT = torch.full((3,), 0.1)
@@ -66,9 +67,46 @@ def test_few_or_strange_texts(texts):
 
 
 def test_words_without_any():
-    assert Words(["", "..."]).scores("the bridge").tolist() == [0.0, 0.0]
-    assert Words(["a bridge", "a mill"]).scores("...").tolist() == [0.0, 0.0]
-    assert Words(["a bridge", "a mill"]).scores("bridge")[0] > 0
+    assert Words(["", "..."], [0, 1]).scores("the bridge").tolist() == [0.0, 0.0]
+    assert Words(["a bridge", "a mill"], [0, 1]).scores("...").tolist() == [0.0, 0.0]
+    assert Words(["a bridge", "a mill"], [0, 1]).scores("bridge")[0] > 0
+
+
+def test_names_that_differ_in_one_letter_or_digit():
+    texts = [f"Hall {name}\nIt seats {seats}." for name, seats in [("B", 40), ("C", 50), ("7", 60), ("8", 70)]]
+    for number, name in enumerate("BC78"):
+        assert int(Words(texts, range(4)).scores(f"How many seats has Hall {name}?").argmax()) == number
+    assert split_words(["Ann's hall, Ann\u2019s an"]) == [["ann", "hall", "ann"]]
+
+
+def test_a_language_without_spaces():
+    texts = [
+        "\u6a4b\u306f\u8d64\u3044\u3002",
+        "\u7d75\u306f\u9752\u3044\u3002",
+    ]  # the bridge is red, the picture is blue
+    assert (
+        int(Words(texts, [0, 1]).scores("\u6a4b\u306e\u8272\u306f\uff1f").argmax()) == 0
+    )  # what colour is the bridge?
+
+
+def test_news_are_words_of_few_passages_that_the_question_lacks():
+    texts = [
+        f"The {kind} stands in the park, said {who}."
+        for kind, who in zip("abcdef", ["Ada Marlow"] * 2 + ["he"] * 4, strict=True)
+    ]
+    words = Words([text.replace("The a", "The mill") for text in texts], range(6))
+    assert words.news(0, "Where is the mill?") == ["ada", "marlow"]  # "stands", "park" and "said" are everyone's
+
+
+def test_what_alike_passages_share_is_not_looked_for():
+    names = ["Ashbrook", "Birchfield", "Claypool", "Dunmouth"]
+    texts = [
+        f"{name} Hotel\nIt offers {count} rooms on four floors."
+        for name, count in zip(names, (11, 12, 13, 14), strict=True)
+    ]
+    texts.append("Ashbrook Hotel\nLong ago it was a school.")
+    found = fuse("How many rooms are there in Ashbrook Hotel?", texts, torch.full((5,), 0.1), [0, 1, 2, 3, 0])
+    assert found.argsort(descending=True).tolist()[:2] == [0, 4]
 
 
 def test_embedders_of_both_frameworks():
@@ -107,27 +145,30 @@ def units_of(*passages):
     return [Unit(p, start, start + 1) for p, text in enumerate(passages) for start in range(len(text))]
 
 
+def in_order(passages, ranked, neighbors, minimum=0):
+    units = units_of(*passages)
+    return in_context(units, sections_of(passages, units), ranked, neighbors, minimum)
+
+
 def test_a_heading_comes_with_what_stands_under_it():
     passages = ["#ab#cd", "##", "x"]  # each character a unit; "#" a heading
-    units = units_of(*passages)
-    order = in_context(passages, units, [3, 5, 6, 1, 8, 0, 2, 4, 7], 0)
+    order = in_order(passages, [3, 5, 6, 1, 8, 0, 2, 4, 7], 0)
     #                                     the second heading comes with d (5), the first with a (1)
     assert order == [5, 3, 6, 1, 0, 8, 2, 4, 7]
 
 
 def test_headings_with_nothing_under_them_are_left_out():
-    assert in_context(["##a"], units_of("##a"), [0, 1, 2], 0) == [2, 1]
+    assert in_order(["##a"], [0, 1, 2], 0) == [2, 1]
 
 
 def test_each_passage_gets_its_least_number_first():
     passages = ["#ab", "cdef", "", "g"]
-    units = units_of(*passages)
     ranked = [4, 3, 5, 2, 0, 6, 1, 7]
-    assert in_context(passages, units, ranked, 0, 1) == [4, 2, 0, 7, 3, 5, 6, 1]
-    assert in_context(passages, units, ranked, 0, 2) == [4, 2, 0, 7, 3, 1, 5, 6]
-    assert shared_out(units, ranked, 0) == ranked
+    assert in_order(passages, ranked, 0, 1) == [4, 2, 0, 7, 3, 5, 6, 1]
+    assert in_order(passages, ranked, 0, 2) == [4, 2, 0, 7, 3, 1, 5, 6]
+    assert shared_out(units_of(*passages), ranked, 0) == ranked
 
 
 def test_neighbours_come_along_within_their_passage():
     passages = ["abcde", "fgh"]
-    assert in_context(passages, units_of(*passages), [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
+    assert in_order(passages, [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
