@@ -29,7 +29,10 @@ def calibrate(
     """Find the attention heads of a draft that look at what answers a question; takes some minutes on a CPU."""
     with plain_errors():
         from .specpc.calibration import calibrate as find
+        from .specpc.heads import check_place
 
+        if out is not None:
+            check_place(out)  # before the work, not after it
         draft = load_engine(model).draft
         begun = time.perf_counter()
         with notes.status("Listening to the heads ...") as status:
@@ -74,6 +77,10 @@ def ingest(
         held.close()
         screen.print(f"{len(passages)} passages, {read:,} tokens read in {seconds:.1f} s")
         screen.print(f"{store}: {stats.passages:,} passages, {stats.bytes / 2**20:.1f} MiB")
+        if stats.dropped:
+            notes.print(
+                f"{stats.dropped:,} passages found no room in {max_mb} MiB and will be read again: raise --max-mb"
+            )
 
 
 @store_app.command()

@@ -6,7 +6,8 @@ Reading PDF is pypdf's work, ranking is bm25s's; in a LangChain or LlamaIndex pi
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def read_file(path: Path) -> list[tuple[str, str]]:
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
     if b"\0" in data[:4096]:
-        raise InvalidInputError(f"{path} is not a text file. Give .txt, .md or .pdf files.")
+        raise InvalidInputError(f"{path} is not a text file: it holds NUL bytes. Give text (UTF-8) or .pdf files.")
     text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    if "\ufffd" in text and "\ufffd".encode() not in data:
+        logger.warning("%s is not UTF-8: what could not be read is shown as \ufffd", path)
     return [(_title(text, path), text)]
 
 
@@ -64,7 +67,7 @@ def read_folder(folder: Path, max_characters: int = 1000) -> list[Passage]:
     """
     if not folder.exists():
         raise InvalidInputError(f"there is no folder {str(folder)!r}")
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = [folder] if folder.is_file() else sorted(_documents_under(folder))
     passages = []
     for file in files:
         try:
@@ -76,6 +79,14 @@ def read_folder(folder: Path, max_characters: int = 1000) -> list[Passage]:
     if not passages:
         raise InvalidInputError(f"no text found under {str(folder)!r}; it looks for {', '.join(SUFFIXES)}")
     return passages
+
+
+def _documents_under(folder: Path) -> Iterator[Path]:
+    def skipped(error: OSError) -> None:
+        logger.warning("skipped: cannot read %s: %s", error.filename, error.strerror or error)
+
+    for where, _, names in os.walk(folder, onerror=skipped):
+        yield from (Path(where, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
 
 
 def split(text: str, max_characters: int) -> list[str]:

@@ -29,11 +29,16 @@ def shown_name(name: str) -> str:
     return name.removeprefix(_OBJECT)
 
 
+def is_marker(given: Any) -> bool:
+    """Whether this was saved in place of an object."""
+    return isinstance(given, str) and given.startswith(_OBJECT)
+
+
 def check_named(field: str, given: Any) -> None:
     """Raises:
     InvalidInputError: `given` marks an object that a saved part was made with and cannot bring back.
     """
-    if isinstance(given, str) and given.startswith(_OBJECT):
+    if is_marker(given):
         raise InvalidInputError(
             f"this part was saved or rebuilt without its {field}, which was an object ({shown_name(given)}). Make it "
             f"again with {field}=..., or name it by a hub id or folder from the start."

@@ -47,6 +47,9 @@ def test_calibrate_writes_heads_that_are_found(tmp_path, tiny_tokenizer):
     assert code == 0, err
     assert "mean reciprocal rank" in out
     assert len(list((cache / "heads").glob("*.json"))) == 1
+    code, out, err = run("calibrate", "--model", folder, "--tasks", 6, "--out", tmp_path, **here)
+    assert code == 1
+    assert "is not a file; name one for the heads" in err
     code, out, err = run(
         "ingest", DEMO / "docs" / "three-storms.md", "--store", tmp_path / "p.db", "--draft", folder, **here
     )

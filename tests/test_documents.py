@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -59,6 +60,22 @@ def test_odd_files(tmp_path, caplog):
     (tmp_path / "sub").mkdir()
     with pytest.raises(InvalidInputError, match="no text found"):
         read_folder(tmp_path / "sub")
+
+
+def test_other_encodings_and_closed_folders_are_said(tmp_path, caplog, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes("Das Café öffnet um acht.".encode("latin-1"))
+    (tmp_path / "closed").mkdir()
+
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", str(tmp_path / "closed")))  # root is never refused
+        return real(folder)
+
+    real = os.walk
+    monkeypatch.setattr(os, "walk", walk)
+    (found,) = read_folder(tmp_path)
+    assert found.text == "Das Caf\ufffd \ufffdffnet um acht."
+    assert "latin.txt is not UTF-8" in caplog.text
+    assert f"skipped: cannot read {tmp_path / 'closed'}: Permission denied" in caplog.text
 
 
 def test_a_single_file_and_more_passages_asked_for_than_there_are():

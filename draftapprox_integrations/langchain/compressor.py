@@ -161,8 +161,11 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         """Read documents ahead of any question, into the store; how many tokens had to be read.
 
         Raises:
-            InvalidInputError: as `SpecPC.ingest`.
+            InvalidInputError: not documents; and as `SpecPC.ingest`.
         """
+        given: Any = documents
+        if isinstance(given, Document) or not all(isinstance(document, Document) for document in given):
+            raise InvalidInputError("ingest takes a list of LangChain documents; wrap a text as [Document(text)]")
         texts = [document.page_content for document in documents]
         return ingest_retrieved(self._slot, texts, [document.metadata for document in documents], self.title_keys)
 

@@ -123,9 +123,11 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         return self.compress(nodes, query_bundle)[0]
 
     def compress(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | str | None = None
     ) -> tuple[list[NodeWithScore], CompressionResult | None]:
         """As `postprocess_nodes`, and also the `CompressionResult` behind it (None without text or after an error)."""
+        if isinstance(query_bundle, str):
+            query_bundle = QueryBundle(query_bundle)
         query = query_bundle.query_str if query_bundle is not None else None
         dispatcher.event(
             ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=len(nodes), model_name=f"SpecPC {self.draft}")

@@ -59,6 +59,21 @@ def check_titles(titles: Any, passages: int) -> list[str | None]:
     return list(titles)
 
 
+def check_retriever_scores(scores: Any, passages: int) -> None:
+    """Raises:
+    InvalidInputError: not one number or None for each passage.
+    """
+    if scores is None:
+        return
+    if isinstance(scores, str | bytes) or len(scores) != passages:
+        raise InvalidInputError(
+            f"retriever_scores must be one number or None for each of the {passages} passages; got {len(scores)}"
+        )
+    for index, score in enumerate(scores):
+        if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
+            raise InvalidInputError(f"retriever_scores[{index}] must be a number or None; got {score!r}")
+
+
 def check_protect(protect: Any) -> list[str | re.Pattern[str]]:
     """The patterns as a list; a single one is wrapped.
 

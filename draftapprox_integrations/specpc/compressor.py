@@ -33,10 +33,11 @@ from .checks import (
     check_passages,
     check_protect,
     check_query,
+    check_retriever_scores,
     check_titles,
 )
-from .fusion import Embedder, fuse, titled
-from .heads import HeadSet, find_heads
+from .fusion import Embedder, check_embedder, fuse, titled
+from .heads import HeadSet, check_heads, find_heads
 from .passages import PassageReader
 from .prompt import PromptBuilder
 from .ranking import Pattern, keep_within, rank_units
@@ -66,11 +67,12 @@ class SpecPC:
             some of them in memory (256 MiB), for as long as this object lives.
         embedder: Gives vectors of texts, for scoring "fused": a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`,
             or a function from texts to vectors. It is asked about each sentence.
-        heads: Calibrated heads of the draft. None finds those that were saved for it.
+        heads: Calibrated heads of the draft, or the file they were written to. None finds those saved for it.
 
     Raises:
         ModelLoadError: the draft or the tokenizer cannot be loaded.
         UnsupportedModelError: the draft's attention cannot be observed.
+        InvalidInputError: `store`, `embedder` or `heads` cannot be used.
         ValueError: `config.starting_layer_index` names a layer that the draft does not have.
     """
 
@@ -82,16 +84,18 @@ class SpecPC:
         tokenizer: TokenizerSpec | None = None,
         store: PassageStore | str | os.PathLike[str] | None = None,
         embedder: Embedder | None = None,
-        heads: HeadSet | None = None,
+        heads: HeadSet | str | os.PathLike[str] | None = None,
     ):
         self.draft: LoadedModel = load_model(draft)
         self.config = as_config(config) or SpecPCConfig()
         self._view = attention_view(self.draft.model)
         self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
-        self.embedder = embedder
+        self.embedder = check_embedder(embedder, self.config.scoring)
         self.store = open_store(store)
-        self._heads = heads
+        if heads is not None and not isinstance(heads, HeadSet):
+            heads = HeadSet.load(heads)
+        self._heads = None if heads is None else check_heads(heads, self.draft.model)
         if self.draft.tokenizer is not None:
             _ = self._builder, self._counter  # made now, so that what is wrong is said now
 
@@ -160,8 +164,8 @@ class SpecPC:
                 draft that is given the kept text and the question next: it then need not guess itself. Only where the
                 draft reads the passages together (scoring "paper", or a draft without calibrated heads) and they fit
                 one reading; else `SpecKV` guesses, from what was kept. The scores are not changed by it.
-            retriever_scores: Per passage what the retriever said of it, None where it said nothing; the higher, the
-                better. Used with scoring "fused".
+            retriever_scores: Per passage what the retriever said of it, None (or NaN) where it said nothing; the
+                higher, the better. Used with scoring "fused".
 
         Returns:
             One entry per passage, in order. Passages that together fit the budget pass through untouched and
@@ -177,11 +181,7 @@ class SpecPC:
         titles = check_titles(titles, len(passages))
         check_budget(max_tokens, ratio)
         protect = check_protect(protect)
-        if retriever_scores is not None and len(retriever_scores) != len(passages):
-            raise InvalidInputError(
-                f"retriever_scores must be one number or None for each of the {len(passages)} passages; got "
-                f"{len(retriever_scores)}"
-            )
+        check_retriever_scores(retriever_scores, len(passages))
         if isinstance(lookahead_tokens, bool) or not isinstance(lookahead_tokens, int) or lookahead_tokens < 0:
             raise InvalidInputError(f"lookahead_tokens must be an integer >= 0; got {lookahead_tokens!r}")
         guess: Tensor | None = None

@@ -8,6 +8,7 @@ is searched for too, because the next piece of evidence stands there.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -15,9 +16,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ..config import Scoring
 from ..errors import InvalidInputError
 from .budget import Unit
 from .words import Words
+
+logger = logging.getLogger(__name__)
 
 # What the second look and the retriever's scores weigh beside the others' 1 (docs/LOG.md).
 SECOND_LOOK = 0.8
@@ -89,6 +93,24 @@ def fuse(
     return total
 
 
+def check_embedder(embedder: Any, scoring: Scoring) -> Any:
+    """The embedder, if it is one.
+
+    Raises:
+        InvalidInputError: it can give no vectors.
+    """
+    usable = callable(embedder) and not isinstance(embedder, type)
+    known = any(hasattr(embedder, name) for name in ("embed_documents", "get_text_embedding_batch"))
+    if embedder is not None and not ((known and not isinstance(embedder, type)) or usable):
+        raise InvalidInputError(
+            "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, or a function from a list of texts "
+            f"to their vectors; got {embedder!r}"
+        )
+    if embedder is not None and scoring != "fused":
+        logger.warning('scoring="%s" does not ask the embedder; "fused" does', scoring)
+    return embedder
+
+
 def titled(units: Sequence[Unit], passages: Sequence[str], titles: Sequence[str | None]) -> list[str]:
     """Of each sentence its passage's title, if any, and itself."""
     texts = []
@@ -114,6 +136,7 @@ def similarities(embedder: Embedder, query: str, texts: Sequence[str]) -> Tensor
         InvalidInputError: the embedder failed, or gave something else than one vector for each text.
     """
     embed: Any = embedder
+    name = type(embedder).__name__
     try:
         if hasattr(embed, "embed_documents"):
             found, asked = embed.embed_documents(list(texts)), embed.embed_query(query)
@@ -121,13 +144,17 @@ def similarities(embedder: Embedder, query: str, texts: Sequence[str]) -> Tensor
             found, asked = embed.get_text_embedding_batch(list(texts)), embed.get_query_embedding(query)
         else:
             asked, *found = embed([query, *texts])
+    except Exception as error:  # somebody else's code
+        raise InvalidInputError(f"the embedder {name} failed: {type(error).__name__}: {error}") from error
+    try:
         vectors = torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in found])
         question = torch.as_tensor(asked, dtype=torch.float32)
-        if vectors.shape != (len(texts), len(question)) or not torch.isfinite(vectors).all():
+        if vectors.shape != (len(texts), len(question)):
             raise ValueError(f"{len(texts)} texts gave vectors of shape {list(vectors.shape)}")
-    except Exception as error:  # somebody else's code
+        if not (torch.isfinite(vectors).all() and torch.isfinite(question).all()):
+            raise ValueError("NaN or infinite numbers are among them")
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InvalidInputError(
-            f"the embedder {type(embedder).__name__} must return one vector of finite numbers for each text; it raised "
-            f"{type(error).__name__}: {error}"
+            f"the embedder {name} must return one vector of finite numbers for each text ({error})"
         ) from error
     return torch.nn.functional.cosine_similarity(vectors, question[None], dim=-1)

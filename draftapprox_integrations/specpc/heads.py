@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,25 +55,29 @@ class HeadSet:
         """The last layer that has to run."""
         return max(layer for layer, _ in self.heads)
 
-    def save(self, path: Path | None = None) -> Path:
-        """Write the file that `find_heads` will read; without `path`, into the cache folder."""
-        path = path or saved_heads() / f"{self.fingerprint}.json"
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the file that `find_heads` will read; without `path`, into the cache folder.
+
+        Raises:
+            InvalidInputError: `path` is a folder, or something else than a file.
+        """
+        path = saved_heads() / f"{self.fingerprint}.json" if path is None else check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": _FORMAT, **asdict(self)}
-        scratch = path.with_suffix(".tmp")
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         scratch.replace(path)
         return path
 
     @classmethod
-    def load(cls, path: Path) -> HeadSet:
+    def load(cls, path: str | os.PathLike[str]) -> HeadSet:
         """Read a file.
 
         Raises:
             InvalidInputError: it is not such a file.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content.pop("format") != _FORMAT:
                 raise ValueError("written by another version")
             return cls(**content)
@@ -80,6 +85,35 @@ class HeadSet:
             raise InvalidInputError(
                 f"{path} holds no calibrated heads ({error}). Make it again with draftapprox calibrate."
             ) from error
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """The path, where a file can be written.
+
+    Raises:
+        InvalidInputError: it is a folder, or something else than a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{path} is not a file; name one for the heads, such as heads.json")
+    return path
+
+
+def check_heads(heads: HeadSet, model: PreTrainedModel) -> HeadSet:
+    """The heads, if they were found in this model.
+
+    Raises:
+        InvalidInputError: they were found in another one.
+    """
+    key, config = fingerprint(model), model.config.get_text_config()
+    layers, count = int(config.num_hidden_layers), int(config.num_attention_heads)
+    inside = all(0 <= layer < layers and 0 <= head < count for layer, head in heads.heads)
+    if not inside or (key is not None and key != heads.fingerprint):
+        raise InvalidInputError(
+            f"these heads were found in {heads.model} (fingerprint {heads.fingerprint}), the draft is another model "
+            f"(fingerprint {key}). Calibrate it: draftapprox calibrate --model NAME"
+        )
+    return heads
 
 
 def saved_heads() -> Path:

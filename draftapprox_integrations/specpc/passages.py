@@ -25,8 +25,9 @@ from ..models import LoadedModel, input_device
 from ..tokenization import Encoded
 from .heads import HeadSet
 from .importance import check_finite
+from .packing import pack_keys, unpack_keys
 from .prompt import PromptBuilder
-from .store import PassageStore, pack_keys, unpack_keys
+from .store import PassageStore
 
 # Tokens of one forward pass, padding included: memory stays flat, and longer passes gain nothing on a CPU.
 BATCH_TOKENS = 4096

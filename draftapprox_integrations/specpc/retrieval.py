@@ -17,11 +17,11 @@ from typing import Any, Literal
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
 from ..models import ModelSpec
-from ..naming import Slot, check_named, model_name, saved_name
+from ..naming import Slot, check_named, is_marker, model_name, saved_name
 from ..results import CompressedPassage, CompressionResult, Span
 from ..tokenization import TokenizerSpec
 from .compressor import OnEmpty, SpecPC
-from .fusion import Embedder
+from .fusion import Embedder, check_embedder
 from .ranking import Pattern
 from .store import PassageStore
 
@@ -75,6 +75,8 @@ class EngineSlot(Slot):
         self._lock = threading.Lock()
         self._engine: SpecPC | None = None
         self._draft, self._tokenizer, self._store, self._embedder = draft, tokenizer, store, embedder
+        if not is_marker(embedder):
+            check_embedder(embedder, "fused" if config is None else config.scoring)
         if isinstance(draft, SpecPC):
             others = (tokenizer, store, embedder)
             if any(other is not None for other in others) or (config is not None and config != draft.config):
@@ -100,7 +102,7 @@ class EngineSlot(Slot):
                 check_named("tokenizer", self._tokenizer)
                 check_named("embedder", self._embedder)
                 assert not isinstance(self._draft, SpecPC)
-                assert not isinstance(self._embedder, str)
+                assert not isinstance(self._embedder, str)  # checked when it was given
                 self._engine = SpecPC(
                     self._draft, self.config, tokenizer=self._tokenizer, store=self._store, embedder=self._embedder
                 )

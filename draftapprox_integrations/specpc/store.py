@@ -2,7 +2,8 @@
 
 The file is an SQLite database in WAL mode: what was put is there after a crash, any number of processes may read while
 one writes. Each value carries its checksum; what is damaged is dropped and read again by the draft. The oldest unused
-passages go when the file grows beyond `max_bytes`.
+passages go when the file grows beyond `max_bytes`. A file that is something else is refused; one that cannot be written
+is read.
 """
 
 from __future__ import annotations
@@ -19,42 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 from ..errors import InvalidInputError
+from .database import check_ours, open_or_make, open_read_only, transaction, used_bytes
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS passages (name BLOB PRIMARY KEY, value BLOB, checksum INTEGER, used INTEGER);
-CREATE INDEX IF NOT EXISTS passages_used ON passages (used);
-"""
 _IN_MEMORY = 256 << 20  # bytes, also in front of a file
 _LOW_WATER = 0.9  # a full file is pruned to this share, so that not every write prunes
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-def pack_keys(keys: Tensor) -> bytes:
-    """Keys as bytes: int8, with a bfloat16 scale for each token and KV head.
-
-    Args:
-        keys: float32 [pairs, tokens, head_dim].
-    """
-    scale = keys.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30).div(127).to(torch.bfloat16)
-    codes = (keys / scale.float()).round().clamp(-127, 127).to(torch.int8)
-    size = torch.tensor([keys.shape[1], keys.shape[2]], dtype=torch.int32)
-    return b"".join(part.numpy().tobytes() for part in (size, scale.view(torch.int16), codes))
-
-
-def unpack_keys(value: bytes, pairs: int) -> Tensor:
-    """bfloat16 [pairs, tokens, head_dim] from `pack_keys`."""
-    data = torch.frombuffer(bytearray(value), dtype=torch.uint8)
-    tokens, width = data[:8].view(torch.int32).tolist()
-    middle = 8 + 2 * pairs * tokens
-    scale = data[8:middle].view(torch.bfloat16).view(pairs, tokens, 1)
-    codes = data[middle:].view(torch.int8).view(pairs, tokens, width)
-    return (codes.float() * scale.float()).to(torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -66,6 +39,7 @@ class StoreStats:
         bytes: Their size there.
         max_bytes: The most they may take.
         hits, misses: Lookups of this object that found something, and that did not.
+        dropped: How many it dropped from the file because there was no room for them.
     """
 
     passages: int
@@ -73,6 +47,7 @@ class StoreStats:
     max_bytes: int
     hits: int
     misses: int
+    dropped: int = 0
 
 
 class PassageStore:
@@ -84,14 +59,17 @@ class PassageStore:
         memory_bytes: Bound of what is held in memory in front of a file.
 
     Raises:
-        InvalidInputError: the file cannot be made, or a bound is not positive.
+        InvalidInputError: the file cannot be made or is no store, or a bound is not a positive number.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 4 << 30, memory_bytes: int = _IN_MEMORY
     ):
-        if max_bytes < 1 or memory_bytes < 0:
-            raise InvalidInputError(f"max_bytes must be >= 1 and memory_bytes >= 0; got {max_bytes}, {memory_bytes}")
+        integers = all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (max_bytes, memory_bytes))
+        if not integers or max_bytes < 1 or memory_bytes < 0:
+            raise InvalidInputError(
+                f"max_bytes must be >= 1 and memory_bytes >= 0, whole numbers; got {max_bytes!r}, {memory_bytes!r}"
+            )
         self.path = None if path is None else Path(path).expanduser()
         self.max_bytes = max_bytes
         self._memory_bytes = max_bytes if path is None else memory_bytes
@@ -101,7 +79,8 @@ class PassageStore:
         self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
         self._process = os.getpid()
-        self._hits = self._misses = 0
+        self._read_only = False
+        self._hits = self._misses = self._dropped = 0
         if self.path is not None:
             if self.path.is_dir():
                 raise InvalidInputError(f"{self.path} is a folder; name a file for the store, such as passages.db")
@@ -146,7 +125,10 @@ class PassageStore:
             if self.path is not None:
                 self._memory.clear()
                 self._size = 0
-                return self._with_database(lambda database: self._prune(database, limit))
+                dropped = self._with_database(lambda database: self._prune(database, limit))
+                if self._read_only:
+                    raise InvalidInputError(f"cannot make the store {self.path} smaller: it cannot be written")
+                return dropped
             before = len(self._memory)
             self._shrink_memory(limit)
             return before - len(self._memory)
@@ -159,16 +141,17 @@ class PassageStore:
                 count, size = self._with_database(
                     lambda database: (
                         int(database.execute("SELECT COUNT(*) FROM passages").fetchone()[0]),
-                        _used_bytes(database),
+                        used_bytes(database),
                     )
                 )
-            return StoreStats(count, size, self.max_bytes, self._hits, self._misses)
+            return StoreStats(count, size, self.max_bytes, self._hits, self._misses, self._dropped)
 
     def close(self) -> None:
         """Write down what was used, and let go of the file; the store opens it again if needed."""
         with self._lock:
             if self._database is not None and self._process == os.getpid():
-                self._with_database(self._write_touched)
+                if self.path is not None and self.path.exists():
+                    self._with_database(self._write_touched)
                 self._database.close()
             self._database = None
 
@@ -195,41 +178,57 @@ class PassageStore:
     # ------------------------------------------------------------------ file
 
     def _with_database(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` on the open file; a file that is damaged as a whole is put aside and begun anew."""
-        for attempt in (1, 2):
+        """`work` on the open file.
+
+        A file that is damaged as a whole is put aside and begun anew, one that cannot be written is only read.
+        """
+        assert self.path is not None
+        for attempt in (1, 2, 3):
             try:
                 return work(self._open())
             except sqlite3.OperationalError as error:  # locked for a minute, disk full, not allowed
-                raise InvalidInputError(f"cannot use the store {self.path}: {error}") from error
+                denied = any(words in str(error) for words in ("readonly", "unable to open"))
+                if self._read_only or not denied or not self.path.is_file():
+                    raise InvalidInputError(f"cannot use the store {self.path}: {error}") from error
+                logger.warning("the store %s cannot be written: what it holds is used, nothing is added", self.path)
+                self._let_go()
+                self._read_only = True
             except sqlite3.DatabaseError as error:
-                if attempt == 2:
+                if attempt == 3 or self._read_only:
                     raise InvalidInputError(f"cannot use the store {self.path}: {error}") from error
                 self._put_aside(error)
         raise AssertionError
 
     def _open(self) -> sqlite3.Connection:
         assert self.path is not None
-        if self._database is not None and self._process == os.getpid():
+        if self._database is not None and self._process == os.getpid() and self.path.exists():
             return self._database
-        database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts for a new file only
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA journal_size_limit = 67108864")
-        database.executescript(_SCHEMA)
+        if self._process == os.getpid():
+            self._let_go()
+        check_ours(self.path)
+        database = open_read_only(self.path) if self._read_only else open_or_make(self.path)
         self._database, self._process = database, os.getpid()  # a forked child opens its own
         return database
 
     def _put_aside(self, error: Exception) -> None:
         assert self.path is not None
+        self._let_go()
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        try:
+            self.path.replace(aside)
+            for ending in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+        except OSError as failure:
+            raise InvalidInputError(
+                f"the store {self.path} is damaged ({error}) and cannot be put aside: {failure.strerror or failure}. "
+                "Remove it, or name another file."
+            ) from failure
+        logger.warning("the store %s is damaged (%s); it was moved to %s and begun anew", self.path, error, aside.name)
+
+    def _let_go(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-        logger.warning("the store %s is damaged (%s); it was moved to %s and begun anew", self.path, error, aside.name)
-        self.path.replace(aside)
-        for ending in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
 
     def _select(self, database: sqlite3.Connection, names: Sequence[bytes]) -> dict[bytes, bytes]:
         found, damaged = {}, []
@@ -244,20 +243,25 @@ class PassageStore:
                     damaged.append((name,))
         if damaged:
             logger.warning("%d damaged passages in the store %s are read again", len(damaged), self.path)
+        if damaged and not self._read_only:
             database.executemany("DELETE FROM passages WHERE name = ?", damaged)
         return found
 
     def _insert(self, database: sqlite3.Connection, values: Mapping[bytes, bytes]) -> None:
+        if self._read_only:
+            return
         now = time.time_ns()
         rows = [(name, value, zlib.crc32(value), now) for name, value in values.items()]
-        with _transaction(database):
+        with transaction(database):
             database.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?, ?, ?)", rows)
             self._write_touched(database)
-        if _used_bytes(database) > self.max_bytes:
-            self._prune(database, int(self.max_bytes * _LOW_WATER))
+        if used_bytes(database) > self.max_bytes:
+            self._dropped += self._prune(database, int(self.max_bytes * _LOW_WATER))
 
     def _write_touched(self, database: sqlite3.Connection) -> None:
         touched, self._touched = self._touched, {}
+        if self._read_only:
+            return
         database.executemany(
             "UPDATE passages SET used = max(used, ?) WHERE name = ?", [(used, name) for name, used in touched.items()]
         )
@@ -265,41 +269,21 @@ class PassageStore:
     def _prune(self, database: sqlite3.Connection, limit: int) -> int:
         self._write_touched(database)
         dropped = 0
-        while _used_bytes(database) > limit:
+        if self._read_only:
+            return dropped
+        while used_bytes(database) > limit:
             count = int(database.execute("SELECT COUNT(*) FROM passages").fetchone()[0])
             if count == 0:
                 break
-            share = 1 - limit / _used_bytes(database)
+            share = 1 - limit / used_bytes(database)
             some = max(1, min(count, int(count * share)))
             database.execute(
                 "DELETE FROM passages WHERE rowid IN (SELECT rowid FROM passages ORDER BY used LIMIT ?)", (some,)
             )
             dropped += some
-        database.execute("PRAGMA incremental_vacuum").fetchall()
+        database.executescript("PRAGMA incremental_vacuum")  # execute() would free one page
         database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         return dropped
-
-
-class _transaction:  # noqa: N801 - used like a function
-    """All or nothing, written at once."""
-
-    def __init__(self, database: sqlite3.Connection):
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._database.execute("COMMIT" if kind is None else "ROLLBACK")
-
-
-def _used_bytes(database: sqlite3.Connection) -> int:
-    """Bytes of the file's pages that are in use."""
-
-    def pragma(name: str) -> int:
-        return int(database.execute(f"PRAGMA {name}").fetchone()[0])
-
-    return (pragma("page_count") - pragma("freelist_count")) * pragma("page_size")
 
 
 def _reopen(path: str | None, max_bytes: int, memory_bytes: int) -> PassageStore:
@@ -310,4 +294,6 @@ def open_store(store: PassageStore | str | os.PathLike[str] | None) -> PassageSt
     """A store as it is, the one in a file, or for None a small one in memory."""
     if store is None:
         return PassageStore(max_bytes=_IN_MEMORY)
+    if not isinstance(store, PassageStore | str | os.PathLike):
+        raise InvalidInputError(f"store must be a PassageStore or the name of its file; got {type(store).__name__}")
     return store if isinstance(store, PassageStore) else PassageStore(store)

@@ -198,3 +198,9 @@ def test_names_in_graphs_and_schemas():
     schema = part.get_input_jsonschema()
     assert set(schema["$defs"]["CompressorInput"]["properties"]) == {"documents", "query"}
     assert part.model_dump()["draft"] == "default"
+
+
+def test_ingest_wants_documents(smol):
+    for given in (["a text"], Document("one alone")):
+        with pytest.raises(InvalidInputError, match="ingest takes a list of LangChain documents"):
+            SpecPCCompressor(smol).ingest(given)

@@ -320,3 +320,14 @@ def test_two_parts_of_one_process_share_weights():
     first, second = SpecPCPostprocessor(max_tokens=9), SpecPCPostprocessor(max_tokens=99)
     assert first._slot.get().draft is second._slot.get().draft
     assert isinstance(first._slot.get(), SpecPC)
+
+
+def test_compress_takes_a_plain_question_too(smol):
+    nodes = [
+        NodeWithScore(node=TextNode(text=f"The bridge was opened in 193{n}. It is red. It is long.")) for n in range(4)
+    ]
+    part = SpecPCPostprocessor(smol, max_tokens=24)
+    found, result = part.compress(nodes, "When was the bridge opened?")
+    expected, _ = part.compress(nodes, QueryBundle("When was the bridge opened?"))
+    assert [node.text for node in found] == [node.text for node in expected]
+    assert result.query == "When was the bridge opened?"

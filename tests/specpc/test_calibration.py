@@ -1,6 +1,7 @@
 """Questions that make themselves, and the heads that are found with them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,24 @@ def test_a_file_that_holds_no_heads(tmp_path, content):
     path.write_text(content)
     with pytest.raises(InvalidInputError, match="draftapprox calibrate"):
         HeadSet.load(path)
+
+
+def test_heads_from_a_file_of_the_users(smol, tiny, tmp_path):
+    packaged = find_heads(smol.draft.model)
+    file = packaged.save(str(tmp_path / "heads.json"))
+    assert HeadSet.load(str(file)) == packaged
+    assert [path.name for path in tmp_path.iterdir()] == ["heads.json"]
+    passages = ["The mill was built in 1821. It is small.", "The bridge was opened in 1932. It is red."]
+    expected = smol.compress(passages, "When was the bridge opened?", max_tokens=12)
+    found = SpecPC(smol.draft, heads=str(file)).compress(passages, "When was the bridge opened?", max_tokens=12)
+    assert [p.text for p in found.passages] == [p.text for p in expected.passages]
+    with pytest.raises(InvalidInputError, match="these heads were found in .*the draft is another model"):
+        SpecPC(tiny, heads=file)
+    beyond = replace(packaged, heads=((99, 0),))
+    with pytest.raises(InvalidInputError, match="the draft is another model"):
+        SpecPC(smol.draft, heads=beyond)
+    with pytest.raises(InvalidInputError, match="is not a file; name one for the heads"):
+        packaged.save(tmp_path)
 
 
 def test_a_broken_file_is_ignored_with_a_warning(tmp_path, monkeypatch, caplog):

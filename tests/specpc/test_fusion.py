@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core.embeddings import MockEmbedding
 
-from draftapprox_integrations import SpecPC
+from draftapprox_integrations import SpecPC, SpecPCConfig
 from draftapprox_integrations.errors import InvalidInputError
+from draftapprox_integrations.langchain import SpecPCCompressor
+from draftapprox_integrations.llama_index import SpecPCPostprocessor
 from draftapprox_integrations.specpc.budget import Unit
 from draftapprox_integrations.specpc.fusion import fuse, similarities, standardized
 from draftapprox_integrations.specpc.ranking import in_context, sections_of, shared_out
@@ -122,23 +124,43 @@ def test_embedders_of_both_frameworks():
 
 
 @pytest.mark.parametrize(
-    "embedder",
+    ("embedder", "problem"),
     [
-        lambda texts: [[1.0]] * (len(texts) - 1),
-        lambda texts: [[math.nan, 1.0] for _ in texts],
-        lambda texts: 1 / 0,
-        lambda texts: "text",
-        object(),
+        (
+            lambda texts: [[1.0]] * (len(texts) - 1),
+            "must return one vector of finite numbers for each text .[0-9]+ texts gave",
+        ),
+        (lambda texts: [[math.nan, 1.0] for _ in texts], "for each text .NaN or infinite numbers are among them"),
+        (lambda texts: [[math.inf, 1.0]] + [[1.0, 1.0] for _ in texts[1:]], "NaN or infinite numbers are among them"),
+        (lambda texts: "text", "must return one vector of finite numbers"),
+        (lambda texts: [], "must return one vector|failed: ValueError"),
+        (lambda texts: 1 / 0, "the embedder function failed: ZeroDivisionError"),
+        (object(), "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, or a function"),
+        ("MiniLM", "embedder must be a LangChain Embeddings.*; got 'MiniLM'"),
+        (MockEmbedding, "embedder must be"),
     ],
 )
-def test_an_embedder_that_fails_is_named(tiny, embedder):
-    with pytest.raises(InvalidInputError, match="must return one vector of finite numbers"):
+def test_an_embedder_that_fails_is_named(tiny, embedder, problem):
+    with pytest.raises(InvalidInputError, match=problem):
         SpecPC(tiny, embedder=embedder).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4)
+
+
+def test_retrieval_parts_refuse_it_when_they_are_made(tiny):
+    for part in (SpecPCPostprocessor, SpecPCCompressor):
+        with pytest.raises(InvalidInputError, match="embedder must be"):
+            part(tiny, embedder="MiniLM")
+
+
+def test_an_embedder_that_is_not_asked_is_said_so(tiny, caplog):
+    SpecPC(tiny, SpecPCConfig(scoring="paper"), embedder=DeterministicFakeEmbedding(size=4))
+    assert 'scoring="paper" does not ask the embedder' in caplog.text
 
 
 def test_retriever_scores_must_fit_the_passages(tiny):
     with pytest.raises(InvalidInputError, match="for each of the 2 passages; got 1"):
         SpecPC(tiny).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4, retriever_scores=[0.1])
+    with pytest.raises(InvalidInputError, match=r"retriever_scores\[1\] must be a number or None; got 'high'"):
+        SpecPC(tiny).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4, retriever_scores=[0.1, "high"])
 
 
 def units_of(*passages):

@@ -7,17 +7,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations import PassageStore
+from draftapprox_integrations import PassageStore, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
-from draftapprox_integrations.specpc.store import pack_keys, unpack_keys
+from draftapprox_integrations.specpc.packing import pack_keys, unpack_keys
 
 
 def name(number):
@@ -52,7 +54,7 @@ def test_another_process_and_a_pickle_find_it_too(tmp_path):
     store.put({name(1): value(1)})
     assert pickle.loads(pickle.dumps(store)).get([name(1)]) == {name(1): value(1)}
     script = f"""
-from draftapprox_integrations import PassageStore
+from draftapprox_integrations import PassageStore, SpecPC
 assert PassageStore({str(tmp_path / "p.db")!r}).get([{name(1)!r}]) == {{{name(1)!r}: {value(1)!r}}}
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -107,7 +109,7 @@ def test_prune(tmp_path):
 def test_kill_nine_loses_nothing_that_was_put(tmp_path):
     script = f"""
 import sys
-from draftapprox_integrations import PassageStore
+from draftapprox_integrations import PassageStore, SpecPC
 store = PassageStore({str(tmp_path / "p.db")!r})
 for number in range(100000):
     store.put({{number.to_bytes(16, "big"): number.to_bytes(4, "big") * 2000}})
@@ -208,11 +210,99 @@ def test_many_threads_share_one_store(tmp_path):
     assert store.stats().passages == 180
 
 
-def test_bad_places(tmp_path):
+def test_a_pruned_file_is_smaller_on_the_disk(tmp_path):
+    path = tmp_path / "p.db"
+    store = PassageStore(path)
+    store.put({name(n): value(n, 20_000) for n in range(200)})
+    store.close()
+    before = path.stat().st_size
+    store.prune(400_000)
+    store.close()
+    assert path.stat().st_size < 600_000 < before
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    thesis, other, empty = tmp_path / "thesis.txt", tmp_path / "other.db", tmp_path / "new.db"
+    thesis.write_text("Years of work. " * 50)
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE accounts (name TEXT)")
+    for path in (thesis, other):
+        before = path.read_bytes()
+        with pytest.raises(InvalidInputError, match="is not a store of passages. Name another file"):
+            PassageStore(path)
+        assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.db", "thesis.txt"]
+    empty.touch()
+    PassageStore(empty).put({name(1): value(1)})
+    assert PassageStore(empty).get([name(1)])
+
+
+READ_ONLY = """
+import os, sys, sqlite3, logging
+from draftapprox_integrations import PassageStore, SpecPC
+from draftapprox_integrations.errors import InvalidInputError
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may write anywhere
+store = PassageStore(sys.argv[1])
+names = [n.to_bytes(4, "big") for n in range(3)]
+found = store.get(names)
+store.put({names[2]: b"new"})
+print(len(found), len(store.get(names)), store.stats().passages)
+try:
+    store.prune(0)
+except InvalidInputError as error:
+    print(error)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("folder", [0o755, 0o555, 0o777])
+def test_a_file_that_cannot_be_written_is_read(folder):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        path = Path(place) / "p.db"
+        store = PassageStore(path)
+        store.put({number.to_bytes(4, "big"): bytes([number]) * 9 for number in range(2)})
+        store.close()
+        path.chmod(0o444)
+        Path(place).chmod(folder)
+        done = subprocess.run([sys.executable, "-c", READ_ONLY, str(path)], capture_output=True, text=True)
+        Path(place).chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: what it holds is used, nothing is added" in done.stdout
+    assert "\n2 3 2\n" in done.stdout  # what is new is remembered in memory
+    assert "cannot make the store" in done.stdout
+
+
+def test_a_file_that_was_deleted_is_made_again(tmp_path):
+    path = tmp_path / "p.db"
+    store = PassageStore(path, memory_bytes=0)
+    store.put({name(1): value(1)})
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert store.get([name(1)]) == {}
+    store.put({name(2): value(2)})
+    assert set(PassageStore(path).get([name(1), name(2)])) == {name(2)}
+    path.unlink()
+    store.close()
+    assert not path.exists()
+
+
+def test_what_finds_no_room_is_counted(tmp_path):
+    store = PassageStore(tmp_path / "p.db", max_bytes=100_000)
+    store.put({name(n): value(n, 20_000) for n in range(20)})
+    stats = store.stats()
+    assert stats.dropped == 20 - stats.passages > 0
+
+
+def test_bad_places(tmp_path, tiny):
     with pytest.raises(InvalidInputError, match="is a folder"):
         PassageStore(tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InvalidInputError, match="cannot make a store"):
         PassageStore(tmp_path / "file" / "p.db")
-    with pytest.raises(InvalidInputError, match="max_bytes must be >= 1"):
-        PassageStore(max_bytes=0)
+    for bound in (0, "1GB", True):
+        with pytest.raises(InvalidInputError, match="max_bytes must be >= 1"):
+            PassageStore(max_bytes=bound)
+    with pytest.raises(InvalidInputError, match="store must be a PassageStore or the name of its file; got int"):
+        SpecPC(tiny, store=3)
