@@ -43,10 +43,12 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=12)
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="leave out what reads all passages in one prompt")
     args = parser.parse_args()
 
     model = load_model(args.model)
-    heads, paper = SpecPC(model, SpecPCConfig(scoring="heads")), SpecPC(model, SpecPCConfig(scoring="paper"))
+    heads = SpecPC(model, SpecPCConfig(scoring="heads"))
+    paper = None if args.quick else SpecPC(model, SpecPCConfig(scoring="paper"))
     if args.data:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
@@ -67,7 +69,7 @@ def main() -> None:
     print(table(["context", "log-likelihood of the gold answer, nats per token", "less the whole context's"], lines))
 
 
-def measure(heads: SpecPC, paper: SpecPC, question: Question, ratio: float) -> dict[str, float]:
+def measure(heads: SpecPC, paper: SpecPC | None, question: Question, ratio: float) -> dict[str, float]:
     """The log-likelihood per token of the gold answer of one question, by what is kept."""
     before = heads.count_tokens(question.passages)
     row = {
