@@ -38,6 +38,11 @@ class Question:
     titles: list[str | None] | None = None
     evidence: list[tuple[int, tuple[int, int]]] | None = None
 
+    def titled(self, texts: Sequence[str]) -> list[str]:
+        """What was kept of each passage, behind its title."""
+        named = zip(self.titles or [None] * len(texts), texts, strict=True)
+        return [f"{title}\n{text}" if title else text for title, text in named]
+
     def survives(self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> bool:
         """Whether all of the evidence is in what was kept of each passage: its text and spans."""
         if self.evidence is None:

@@ -87,8 +87,7 @@ def measure(heads: SpecPC, paper: SpecPC | None, question: Question, ratio: floa
 @torch.inference_mode()
 def likelihood(model: LoadedModel, question: Question, texts: Sequence[str]) -> float:
     """Log-likelihood in nats per token of the first gold answer, where the model has read `texts`."""
-    named = zip(question.titles or [None] * len(texts), texts, strict=True)
-    context = [f"{title}\n{text}" if title else text for title, text in named if text]
+    context = [named for named, text in zip(question.titled(texts), texts, strict=True) if text]
     tokenizer = model.require_tokenizer()
     message = Message("user", as_prompt(context, question.text, INSTRUCTION))
     prompt = tokenizer(render_chat(tokenizer, [message]), add_special_tokens=False)["input_ids"]

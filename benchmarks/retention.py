@@ -104,8 +104,7 @@ def main() -> None:
 def exported(heads: SpecPC, question: Question, ratios: Sequence[float]) -> dict[str, object]:
     """A question, its passages with their titles, and its budgets in tokens."""
     total = sum(heads.count_tokens(question.passages))
-    named = zip(question.titles or [None] * len(question.passages), question.passages, strict=True)
-    passages = [f"{title}\n{text}" if title else text for title, text in named]
+    passages = question.titled(question.passages)
     return {"question": question.text, "passages": passages, "budgets": [int(ratio * total) for ratio in ratios]}
 
 

@@ -6,6 +6,7 @@ Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, section 4
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -46,6 +47,8 @@ from .store import PassageStore, open_store
 from .token_form import choose_positions
 
 OnEmpty = Literal["drop", "keep_best"]
+
+logger = logging.getLogger(__name__)
 
 
 class SpecPC:
@@ -91,7 +94,9 @@ class SpecPC:
         self._view = attention_view(self.draft.model)
         self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
-        self.embedder = check_embedder(embedder, self.config.scoring)
+        self.embedder = check_embedder(embedder)
+        if embedder is not None and self.config.scoring != "fused":
+            logger.warning('scoring="%s" does not ask the embedder; "fused" does', self.config.scoring)
         self.store = open_store(store)
         if heads is not None and not isinstance(heads, HeadSet):
             heads = HeadSet.load(heads)

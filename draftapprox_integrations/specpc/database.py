@@ -60,17 +60,21 @@ def open_or_make(path: Path) -> sqlite3.Connection:
 
 def open_read_only(path: Path) -> sqlite3.Connection:
     """The database, where nothing can be written."""
-    for options in ("mode=ro", "mode=ro&immutable=1"):  # the second where even its helper files cannot be made
-        uri = f"file:{quote(str(path.absolute()))}?{options}"
-        database = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-        try:
-            database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            return database
-        except sqlite3.OperationalError:
-            database.close()
-            if options.endswith("1"):
-                raise
-    raise AssertionError
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    try:
+        return _connect_read_only(uri)
+    except sqlite3.OperationalError:  # not even its helper files can be made
+        return _connect_read_only(f"{uri}&immutable=1")
+
+
+def _connect_read_only(uri: str) -> sqlite3.Connection:
+    database = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        database.close()
+        raise
+    return database
 
 
 def used_bytes(database: sqlite3.Connection) -> int:

@@ -8,7 +8,6 @@ is searched for too, because the next piece of evidence stands there.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -16,12 +15,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ..config import Scoring
 from ..errors import InvalidInputError
 from .budget import Unit
 from .words import Words
-
-logger = logging.getLogger(__name__)
 
 # What the second look and the retriever's scores weigh beside the others' 1 (docs/LOG.md).
 SECOND_LOOK = 0.8
@@ -93,21 +89,18 @@ def fuse(
     return total
 
 
-def check_embedder(embedder: Any, scoring: Scoring) -> Any:
+def check_embedder(embedder: Any) -> Any:
     """The embedder, if it is one.
 
     Raises:
         InvalidInputError: it can give no vectors.
     """
-    usable = callable(embedder) and not isinstance(embedder, type)
     known = any(hasattr(embedder, name) for name in ("embed_documents", "get_text_embedding_batch"))
-    if embedder is not None and not ((known and not isinstance(embedder, type)) or usable):
+    if embedder is not None and (isinstance(embedder, type) or not (known or callable(embedder))):
         raise InvalidInputError(
             "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, or a function from a list of texts "
             f"to their vectors; got {embedder!r}"
         )
-    if embedder is not None and scoring != "fused":
-        logger.warning('scoring="%s" does not ask the embedder; "fused" does', scoring)
     return embedder
 
 

@@ -128,14 +128,7 @@ def fingerprint(model: PreTrainedModel) -> str | None:
     kept in full precision by quantized formats.
     """
     config = model.config.get_text_config()
-    names = (
-        "model_type",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_size",
-        "vocab_size",
-    )
+    names = ("model_type", *_SIZES)
     digest = hashlib.sha256(repr([getattr(config, name, None) for name in names]).encode())
     for name, parameter in sorted(model.named_parameters()):
         if parameter.dim() != 1:

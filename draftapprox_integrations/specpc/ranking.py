@@ -85,17 +85,15 @@ def rank_units(
         values = list(combine(units, torch.cat(values)).split([len(value) for value in values]))
     ranked = rank(torch.cat(values)) if values else torch.empty(0, dtype=torch.long)
     by_score = ranked.tolist()
+    sections = sections_of(passages, units) if config.granularity == "sentence" else {}
     best: dict[int, Unit] = {}
-    sections: dict[Unit, int] = {}
-    if config.granularity == "sentence":
-        sections = sections_of(passages, units)
-        for i in in_context(units, sections, by_score, 0):
+    for i in by_score:
+        if units[i] not in sections:
             best.setdefault(units[i].passage, units[i])
+    if config.granularity == "sentence":
         by_score = without_copies(passages, titles or [None] * len(passages), units, by_score)
         by_score = in_context(units, sections, by_score, config.keep_context, config.min_per_passage)
     else:
-        for i in by_score:
-            best.setdefault(units[i].passage, units[i])
         by_score = shared_out(units, by_score, config.min_per_passage)
     ranked = torch.tensor(by_score, dtype=torch.long)
     if config.granularity == "token":

@@ -76,7 +76,7 @@ class EngineSlot(Slot):
         self._engine: SpecPC | None = None
         self._draft, self._tokenizer, self._store, self._embedder = draft, tokenizer, store, embedder
         if not is_marker(embedder):
-            check_embedder(embedder, "fused" if config is None else config.scoring)
+            check_embedder(embedder)
         if isinstance(draft, SpecPC):
             others = (tokenizer, store, embedder)
             if any(other is not None for other in others) or (config is not None and config != draft.config):

@@ -125,10 +125,7 @@ class PassageStore:
             if self.path is not None:
                 self._memory.clear()
                 self._size = 0
-                dropped = self._with_database(lambda database: self._prune(database, limit))
-                if self._read_only:
-                    raise InvalidInputError(f"cannot make the store {self.path} smaller: it cannot be written")
-                return dropped
+                return self._with_database(lambda database: self._prune(database, limit))
             before = len(self._memory)
             self._shrink_memory(limit)
             return before - len(self._memory)
@@ -267,10 +264,10 @@ class PassageStore:
         )
 
     def _prune(self, database: sqlite3.Connection, limit: int) -> int:
+        if self._read_only:
+            raise InvalidInputError(f"cannot make the store {self.path} smaller: it cannot be written")
         self._write_touched(database)
         dropped = 0
-        if self._read_only:
-            return dropped
         while used_bytes(database) > limit:
             count = int(database.execute("SELECT COUNT(*) FROM passages").fetchone()[0])
             if count == 0:
