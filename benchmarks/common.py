@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from draftapprox_integrations.specpc.spans import sentences
+from draftapprox_integrations.specpc.text.segmentation import sentences
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig
-from draftapprox_integrations.specpc.heads import find_heads
+from draftapprox_integrations.specpc.scoring.heads import find_heads
 
 from .common import machine, table
 
@@ -56,7 +56,7 @@ def main() -> None:
                 (prompt,) = paper._builder.build(encoded, paper._builder.headers(titles), QUESTION)
                 times["forward"].append(_timed(lambda: _forward(paper, prompt.ids)))  # noqa: B023 - called at once
                 for way, engine in (("paper", paper), ("cold", file), ("warm, file", file), ("", memory), ("warm, memory", memory)):  # fmt: skip # noqa: E501
-                    seconds = _timed(lambda: engine._score(encoded, titles, QUESTION, 0))  # noqa: B023
+                    seconds = _timed(lambda: engine._score(encoded, titles, QUESTION))  # noqa: B023
                     if way:
                         times[way].append(seconds)
                 stats = store.stats()

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.answering import as_prompt
+from draftapprox_integrations.chat.answering import as_prompt
 from draftapprox_integrations.chat.calls import prepare_chat
 from draftapprox_integrations.chat.template import Message
 from draftapprox_integrations.specpc.selection import pool_scores, select_tokens

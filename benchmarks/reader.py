@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.answering import as_prompt
+from draftapprox_integrations.chat.answering import as_prompt
 from draftapprox_integrations.chat.template import Message, render_chat
-from draftapprox_integrations.specpc.budget import Packer
+from draftapprox_integrations.specpc.text.packing import Packer
 
 from .common import Question, machine, measured_rows, read_questions, table
 from .lookalikes import lookalike_questions

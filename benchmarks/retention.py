@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
-from draftapprox_integrations.specpc.budget import Packer, Unit
-from draftapprox_integrations.specpc.fusion import fuse, similarities, titled
-from draftapprox_integrations.specpc.ranking import rank_units
-from draftapprox_integrations.specpc.words import Words
+from draftapprox_integrations.specpc.scoring.bm25 import BM25Index
+from draftapprox_integrations.specpc.scoring.fusion import fuse, similarities, titled
+from draftapprox_integrations.specpc.text.packing import Packer, Unit
+from draftapprox_integrations.specpc.text.ranking import rank_units
 
 from .common import Question, machine, read_questions, table, wilson
 from .lookalikes import lookalike_questions
@@ -130,15 +130,15 @@ def rankings(heads: SpecPC, paper: SpecPC | None, question: Question, rng: rando
     found: dict[str, list[Unit]] = {}
     by_paper = None
     if paper is not None:
-        together = paper._score(encoded, titles, question.text, 0)[0]
+        together = paper._score(encoded, titles, question.text)[0]
         found["paper, tokens"] = ranked(together, TOKENS)
         found["paper's scores, sentences"] = ranked(together, paper.config)
         by_paper = attention
-    alone = heads._score(encoded, titles, question.text, 0)[0]
+    alone = heads._score(encoded, titles, question.text)[0]
     found["calibrated heads"] = ranked(alone, heads.config)
     owners = [unit.passage for unit in units]
     fixed = {
-        "BM25": Words(texts, owners).scores(question.text),
+        "BM25": BM25Index(texts, owners).scores(question.text),
         "chance": torch.tensor([rng.random() for _ in texts]),
         "fused (the default)": fuse(question.text, texts, attention, owners),
     }
@@ -154,7 +154,7 @@ def rankings(heads: SpecPC, paper: SpecPC | None, question: Question, rng: rando
 
 def unrounded(heads: SpecPC, question: Question) -> list[Unit]:
     """The order by calibrated heads, were the keys held in full precision."""
-    reader = "draftapprox_integrations.specpc.passages"
+    reader = "draftapprox_integrations.specpc.scoring.per_passage"
     apart = SpecPC(heads.draft, heads.config)  # its store has not seen the passages
     encoded = apart._builder.reader.encode(question.passages)
     titles = question.titles or [None] * len(question.passages)
@@ -166,7 +166,7 @@ def unrounded(heads: SpecPC, question: Question) -> list[Unit]:
         return name
 
     with patch(f"{reader}.pack_keys", pack), patch(f"{reader}.unpack_keys", lambda name, _pairs: held[name]):
-        scores = apart._score(encoded, titles, question.text, 0)[0]
+        scores = apart._score(encoded, titles, question.text)[0]
     return rank_units(question.passages, encoded, scores, heads.config, (), None, titles).order
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from draftapprox_integrations import SpecKVConfig, load_model
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.prefill import prefill
 
 from .common import machine, table
 

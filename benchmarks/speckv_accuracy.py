@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
-from draftapprox_integrations.answering import as_prompt
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.chat.answering import as_prompt
+from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.lookahead import SelfLookahead
+from draftapprox_integrations.speckv.prefill import prefill
 
 from .common import Question, machine, squad_questions, table, wilson
 

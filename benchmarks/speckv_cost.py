@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from draftapprox_integrations import SpecKVConfig, load_model
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.speckv.eviction import prefill
-from draftapprox_integrations.speckv.ragged import decoding_model
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.cache.ragged import decoding_model
+from draftapprox_integrations.speckv.prefill import prefill
 
 from .common import machine, table
 from .specpc_cost import peak_bytes

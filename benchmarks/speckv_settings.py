@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
-from draftapprox_integrations.answering import INSTRUCTION, as_prompt
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.chat.answering import INSTRUCTION, as_prompt
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.cache.ragged import decoding_model
 from draftapprox_integrations.speckv.lookahead import SelfLookahead
-from draftapprox_integrations.speckv.ragged import decoding_model
+from draftapprox_integrations.speckv.prefill import prefill
 
 from .common import Question, machine, squad_questions, table
 from .speckv_accuracy import interval, kl

@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.answering import answer
+from draftapprox_integrations.chat.answering import answer
 
 from .common import Question, machine, measured_rows, squad_questions, table, wilson
 from .speckv_accuracy import interval
@@ -81,7 +81,7 @@ def measure(
     for capacity in capacities:
         cascade = SpecKVPCConfig(specpc=specpc, speckv=SpecKVConfig(max_capacity_prompt=capacity))
         row[f"tokens, {capacity}"], _ = right(SpecKV(model, model, cascade), question.passages)
-    kept = SpecPC(model).compress(question.passages, question.text, ratio=ratio, lookahead_tokens=new)
+    kept = SpecPC(model).compress(question.passages, question.text, ratio=ratio)
     texts = [passage.text for passage in kept.passages if passage.text]
     for capacity in capacities:
         row[f"sentences, {capacity}"], _ = right(

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecPCConfig, load_model
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.specpc.importance import read_importance
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 
 from .common import machine, table
 

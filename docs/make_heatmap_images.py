@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from draftapprox_integrations import SpecPC
-from draftapprox_integrations.documents import read_folder, search
+from draftapprox_integrations.cli.documents import read_folder, search
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Who founded the museum in 1952?"

@@ -12,25 +12,25 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import KVQuantization, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
-    from .models import LoadedModel, load_model
+    from .engine.engine import SpecKV
+    from .engine.patch import patch_model
+    from .models.loading import LoadedModel, load_model
     from .results import CompressionResult
-    from .speckv.generator import SpecKV
-    from .speckv.patch import patch_model
     from .specpc.compressor import SpecPC
-    from .specpc.store import PassageStore
+    from .specpc.store.passage_store import PassageStore
 
 _HOME = {
     "KVQuantization": ".config",
-    "SpecKV": ".speckv.generator",
+    "SpecKV": ".engine.engine",
     "SpecKVConfig": ".config",
     "SpecKVPCConfig": ".config",
-    "PassageStore": ".specpc.store",
+    "PassageStore": ".specpc.store.passage_store",
     "SpecPC": ".specpc.compressor",
     "SpecPCConfig": ".config",
     "CompressionResult": ".results",
-    "LoadedModel": ".models",
-    "load_model": ".models",
-    "patch_model": ".speckv.patch",
+    "LoadedModel": ".models.loading",
+    "load_model": ".models.loading",
+    "patch_model": ".engine.patch",
 }
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,16 @@ class CompressedPassage:
         return self.text == self.original
 
 
+class Renderer(Protocol):
+    """Draws a `CompressionResult` as HTML; `SpecPC` uses `report.heatmap.Heatmap`."""
+
+    def page(self, result: CompressionResult) -> str:
+        """A whole HTML document."""
+
+    def fragment(self, result: CompressionResult) -> str:
+        """The same view for a notebook cell."""
+
+
 @dataclass(frozen=True)
 class CompressionResult:
     """What `SpecPC.compress` kept of a list of passages.
@@ -54,6 +64,7 @@ class CompressionResult:
         timings: Seconds by step: "tokenize", "draft", "select", "total".
         draft: Name of the model that read the passages.
         draft_tokens: Prompt tokens the draft processed; 0 if everything fitted and it did not run.
+        renderer: Draws this result as HTML.
     """
 
     passages: list[CompressedPassage]
@@ -65,6 +76,7 @@ class CompressionResult:
     timings: dict[str, float]
     draft: str
     draft_tokens: int
+    renderer: Renderer = field(repr=False, compare=False)
 
     @property
     def ratio(self) -> float:
@@ -96,14 +108,10 @@ class CompressionResult:
 
     def to_html(self) -> str:
         """A self-contained page: the passages as a heat map, kept text bright, dropped text faded."""
-        from .heatmap import render_page
-
-        return render_page(self)
+        return self.renderer.page(self)
 
     def _repr_html_(self) -> str:
-        from .heatmap import render_fragment
-
-        return render_fragment(self)
+        return self.renderer.fragment(self)
 
 
 class Selection:

@@ -15,12 +15,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig
-from draftapprox_integrations.attention import attention_view, share_weights
 from draftapprox_integrations.errors import UnsupportedModelError
-from draftapprox_integrations.models import pad_left
-from draftapprox_integrations.speckv.eviction import _Evictor, prefill
-from draftapprox_integrations.speckv.ragged import decoding_model
-from draftapprox_integrations.specpc.importance import read_importance
+from draftapprox_integrations.models.attention import attention_view, share_weights
+from draftapprox_integrations.models.loading import pad_left
+from draftapprox_integrations.speckv.cache.ragged import decoding_model
+from draftapprox_integrations.speckv.prefill import _Evictor, prefill
+from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 
 from .families import tiny_model
 from .speckv.test_eviction import KEPT, positions

@@ -8,8 +8,8 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from draftapprox_integrations.heatmap import render_fragment
-from draftapprox_integrations.heatmap_style import LEVELS
+from draftapprox_integrations.report.heatmap import render_fragment
+from draftapprox_integrations.report.style import LEVELS
 from draftapprox_integrations.results import CompressedPassage, CompressionResult
 
 from .test_heatmap import passage, result

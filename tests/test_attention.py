@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from draftapprox_integrations import SpecPCConfig
-from draftapprox_integrations.attention import StopForward, attention_view, observing, tail_attention
 from draftapprox_integrations.errors import ScoringError, UnsupportedModelError
-from draftapprox_integrations.specpc.importance import read_importance
+from draftapprox_integrations.models.attention import StopForward, attention_view, observing, tail_attention
+from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 
 from .conftest import tiny_llama
 

@@ -14,10 +14,10 @@ from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.integrations import flex_attention as flex_utils
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.attention import IMPLEMENTATION, attention_view
+from draftapprox_integrations.engine.patch import patch_model
 from draftapprox_integrations.errors import MissingDependencyError, ModelLoadError
-from draftapprox_integrations.speckv.eviction import prefill
-from draftapprox_integrations.speckv.patch import patch_model
+from draftapprox_integrations.models.attention import IMPLEMENTATION, attention_view
+from draftapprox_integrations.speckv.prefill import prefill
 
 from .conftest import tiny_llama
 from .speckv.test_eviction import batch_of, decode, model_of

@@ -16,7 +16,7 @@ import typer
 
 import draftapprox_integrations
 from draftapprox_integrations import SpecPC, SpecPCConfig, langchain, llama_index, load_model
-from draftapprox_integrations.cli import app
+from draftapprox_integrations.cli.app import app
 
 from .conftest import ROOT
 

@@ -25,7 +25,7 @@ from llama_index.core import Document as Text
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 
-from draftapprox_integrations.cli import app
+from draftapprox_integrations.cli.app import app
 from draftapprox_integrations.llama_index import SpecKVLLM
 
 from .conftest import ROOT

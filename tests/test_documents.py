@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from draftapprox_integrations.documents import read_file, read_folder, search, split
+from draftapprox_integrations.cli.documents import read_file, read_folder, search, split
 from draftapprox_integrations.errors import InvalidInputError
 
 from .conftest import DEMO

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.specpc.importance import read_importance
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 
 from .conftest import ROOT
 from .families import INSTALLED, METHODS, PAGE, TABLE, Group, groups, page, summary

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.heatmap import render_fragment, render_page
-from draftapprox_integrations.heatmap_style import DARK, LEVELS, LIGHT
+from draftapprox_integrations.report.heatmap import Heatmap, render_fragment, render_page
+from draftapprox_integrations.report.style import DARK, LEVELS, LIGHT
 from draftapprox_integrations.results import CompressedPassage, CompressionResult
 
 VOID = {"meta", "input"}
@@ -33,7 +33,7 @@ def passage(
 def result(*passages: CompressedPassage, query: str = "Why?", draft_tokens: int = 99) -> CompressionResult:
     timings = {"tokenize": 0.0042, "draft": 2.005, "select": 0.0187}
     return CompressionResult(
-        list(passages), query, 5000, 1250, 1300, "some/tokenizer", timings, "draft-name", draft_tokens
+        list(passages), query, 5000, 1250, 1300, "some/tokenizer", timings, "draft-name", draft_tokens, Heatmap()
     )
 
 
@@ -125,7 +125,7 @@ def test_draft_that_did_not_run(render):
 
 @RENDERERS
 def test_no_passages(render):
-    Reader(render(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0)))
+    Reader(render(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0, Heatmap())))
 
 
 @RENDERERS

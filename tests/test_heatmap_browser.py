@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from draftapprox_integrations.heatmap import render_fragment, render_page
-from draftapprox_integrations.heatmap_style import LEVELS
+from draftapprox_integrations.report.heatmap import Heatmap, render_fragment, render_page
+from draftapprox_integrations.report.style import LEVELS
 from draftapprox_integrations.results import CompressionResult
 
 from .conftest import DEMO
@@ -404,7 +404,7 @@ HOSTILE = [
 )
 def test_special_characters_are_text(opened, render):
     passages = [passage(text, [(0, 3)], [(0, 2, 1.0), (2, 5, 0.3)]) for text in HOSTILE]
-    found = CompressionResult(passages, HOSTILE[1], 9, 1, 5, HOSTILE[0], {HOSTILE[2]: 1.0}, HOSTILE[1], 3)
+    found = CompressionResult(passages, HOSTILE[1], 9, 1, 5, HOSTILE[0], {HOSTILE[2]: 1.0}, HOSTILE[1], 3, Heatmap())
     page = opened(render(found), script=True)
     expected = [re.sub("[\x00\x1b\ud800]", "\ufffd", text) for text in HOSTILE]
     assert page.locator(".dah-text").evaluate_all("all => all.map(one => one.textContent)") == expected
@@ -466,7 +466,7 @@ def test_five_thousand_sentences(opened, passages):
 
 
 def test_nothing_at_all(opened):
-    page = opened(render_page(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0)))
+    page = opened(render_page(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0, Heatmap())))
     assert page.get_by_text("There were no passages to compress.").is_visible()
     assert page.get_by_role("heading", level=1).inner_text() == "(no question)"
     assert page.get_by_role("radio").count() == 0
@@ -496,6 +496,7 @@ def test_no_sideways_scrolling(opened, width, place):
         {long: 1.0},
         long,
         9,
+        Heatmap(),
     )
     page = opened(render_page(found) if place == "page" else in_notebook(found, theme="light"), width=width)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 from draftapprox_integrations import SpecPC
-from draftapprox_integrations.documents import Passage
-from draftapprox_integrations.report import show_kept
+from draftapprox_integrations.cli.ask_report import show_kept
+from draftapprox_integrations.cli.documents import Passage
 
 MILL = "The old mill was built in 1821. Today it is a small museum. It closes in winter."
 BRIDGE = "The bridge was opened in 1932. It is painted red. Many cyclists cross it every morning."

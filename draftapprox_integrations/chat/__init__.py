@@ -1,1 +1,1 @@
-"""Chat messages to prompts and answers back to messages, for any framework: templates, tools, grammars."""
+"""Chat templates, tool calls and enforced JSON, for any framework."""

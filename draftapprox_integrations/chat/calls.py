@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import SpecKVPCConfig, SpecPCConfig
-from ..speckv.generator import SpecKV
+from ..engine.engine import SpecKV
 from .grammar import JsonOnly, call_schema
 from .template import Message, protect_short, render_chat
 from .tools import Answer, InvalidToolCall, read_tool_calls

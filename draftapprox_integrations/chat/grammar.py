@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InvalidInputError, MissingDependencyError
-from ..models import LoadedModel, end_ids
+from ..models.loading import LoadedModel, end_ids
 
 _tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
 _lock = threading.Lock()

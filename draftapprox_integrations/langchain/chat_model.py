@@ -22,11 +22,11 @@ from langchain_core.utils.json import parse_partial_json
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.tools import Answer, ToolFilter
+from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..results import Generation
-from ..speckv.generator import SpecKV
+from .base import FIELDS, LangChainSpecKVBase
 from .messages import from_langchain
-from .served import FIELDS, LangChainServed
 from .structured import StructuredMethod, structured
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -39,7 +39,7 @@ class _Prepared:
     settings: dict[str, Any]
 
 
-class ChatSpecKV(LangChainServed, BaseChatModel):
+class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     """Chat with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
 
         chat = ChatSpecKV("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
@@ -49,7 +49,7 @@ class ChatSpecKV(LangChainServed, BaseChatModel):
     cancelled task stops its generation. Messages go through the model's chat template. `bind_tools` works with every
     template (one that knows no tools gets them in the system message); with `tool_choice`, and in
     `with_structured_output`, the answer's JSON is enforced (extra `structured`). Fields: see
-    `Served` and `LangChainServed`.
+    `SpecKVBase` and `LangChainSpecKVBase`.
     """
 
     model_config = FIELDS
@@ -66,8 +66,8 @@ class ChatSpecKV(LangChainServed, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         ready = self._prepare(messages, stop, kwargs)
-        (ticket,) = ready.engine.submit([ready.call.ids], **ready.settings)
-        return self._result(ticket.result(), ready)
+        (stream,) = ready.engine.submit([ready.call.ids], **ready.settings)
+        return self._result(stream.result(), ready)
 
     async def _agenerate(
         self,
@@ -88,16 +88,16 @@ class ChatSpecKV(LangChainServed, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         ready = self._prepare(messages, stop, kwargs)
-        (ticket,) = ready.engine.submit([ready.call.ids], **ready.settings)
+        (stream,) = ready.engine.submit([ready.call.ids], **ready.settings)
         held = ToolFilter() if ready.call.tool_names else None
-        for piece in ticket.pieces():
+        for piece in stream.pieces():
             if shown := held.feed(piece) if held else piece:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=shown))
                 if run_manager:
                     run_manager.on_llm_new_token(shown, chunk=chunk)
                 yield chunk
-        assert ticket.generation is not None
-        last = self._last_chunk(ticket.generation, ready, held)
+        assert stream.generation is not None
+        last = self._last_chunk(stream.generation, ready, held)
         if run_manager:
             run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
@@ -110,19 +110,19 @@ class ChatSpecKV(LangChainServed, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         ready = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
-        (ticket,) = await ready.engine.asubmit([ready.call.ids], **ready.settings)
+        (stream,) = await ready.engine.asubmit([ready.call.ids], **ready.settings)
         held = ToolFilter() if ready.call.tool_names else None
         try:
-            async for piece in ticket.pieces():
+            async for piece in stream.pieces():
                 if shown := held.feed(piece) if held else piece:
                     chunk = ChatGenerationChunk(message=AIMessageChunk(content=shown))
                     if run_manager:
                         await run_manager.on_llm_new_token(shown, chunk=chunk)
                     yield chunk
         finally:
-            ticket.cancel()
-        assert ticket.generation is not None
-        last = self._last_chunk(ticket.generation, ready, held)
+            stream.cancel()
+        assert stream.generation is not None
+        last = self._last_chunk(stream.generation, ready, held)
         if run_manager:
             await run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
@@ -171,13 +171,13 @@ class ChatSpecKV(LangChainServed, BaseChatModel):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of the target's tokenizer; loads the model."""
-        ids: list[int] = self._slot.loaded().require_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._reference.loaded().require_tokenizer()(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of the prompt that the chat template makes of `messages`."""
         listed = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(prepare_chat(self._slot.get(), from_langchain(messages), tools=listed).ids)
+        return len(prepare_chat(self._reference.get(), from_langchain(messages), tools=listed).ids)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self._tracing("chat", stop, kwargs)

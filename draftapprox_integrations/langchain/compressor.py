@@ -14,13 +14,13 @@ from typing_extensions import TypedDict
 
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
-from ..models import ModelSpec
-from ..specpc.checks import as_config, check_budget
+from ..frameworks.retrieval import CompressorReference, Kept, OnError, compress_retrieved, ingest_retrieved
+from ..models.loading import ModelSpec
+from ..models.tokenization import TokenizerSpec
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.fusion import Embedder
-from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved, ingest_retrieved
-from ..specpc.store import PassageStore
-from ..tokenization import TokenizerSpec
+from ..specpc.scoring.fusion import Embedder
+from ..specpc.store.passage_store import PassageStore
+from ..specpc.validation import as_config, check_budget
 
 
 class CompressorInput(TypedDict):
@@ -56,9 +56,6 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         protect: Sentences that contain one of these strings are always kept.
         title_keys: Metadata keys that may hold a title, which the draft reads with the document's text.
         metadata_key: Where the spans are noted.
-        lookahead_tokens: Let the draft also guess the answer, with so many tokens, for an LLM of this package with the
-            same draft that answers from these documents: its draft need not read again. `rag_chain` sets it. Works
-            with scoring "paper", see `SpecPC.compress`.
         store: File (or `PassageStore`) that keeps passages which were read before; see `ingest`.
         embedder: An `Embeddings` that helps to choose sentences; see `SpecPC`.
 
@@ -78,11 +75,10 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
     protect: list[str] = Field(default_factory=list)
     title_keys: list[str] = Field(default_factory=lambda: ["title"])
     metadata_key: str = "specpc"
-    lookahead_tokens: int = Field(default=0, ge=0)
 
     store: str | None = Field(default=None, frozen=True, description="File that keeps passages read before.")
 
-    _slot: EngineSlot = PrivateAttr()
+    _reference: CompressorReference = PrivateAttr()
 
     def __init__(
         self,
@@ -97,7 +93,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         **fields: Any,
     ):
         check_budget(max_tokens, ratio)
-        slot = EngineSlot(draft, as_config(config), tokenizer, store, embedder)
+        slot = CompressorReference(draft, as_config(config), tokenizer, store, embedder)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,
@@ -107,7 +103,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             store=slot.store_name,
             **fields,
         )
-        self._slot = slot
+        self._reference = slot
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -141,7 +137,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             if not isinstance(document, Document):
                 raise InvalidInputError(f"documents[{index}] must be a Document; got {type(document).__name__}")
         kept, _ = compress_retrieved(
-            self._slot,
+            self._reference,
             [document.page_content for document in documents],
             [document.metadata for document in documents],
             input["query"],
@@ -152,7 +148,6 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
             protect=self.protect,
             title_keys=self.title_keys,
             metadata_key=self.metadata_key,
-            lookahead_tokens=self.lookahead_tokens,
             retriever_scores=[_retriever_score(document) for document in documents],
         )
         return [self._copy(documents[item.index], item) for item in kept]
@@ -167,7 +162,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         if isinstance(given, Document) or not all(isinstance(document, Document) for document in given):
             raise InvalidInputError("ingest takes a list of LangChain documents; wrap a text as [Document(text)]")
         texts = [document.page_content for document in documents]
-        return ingest_retrieved(self._slot, texts, [document.metadata for document in documents], self.title_keys)
+        return ingest_retrieved(self._reference, texts, [document.metadata for document in documents], self.title_keys)
 
     def _copy(self, original: Document, item: Kept) -> Document:
         document = original.model_copy(deep=True)

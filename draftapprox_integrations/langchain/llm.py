@@ -11,19 +11,19 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
+from ..engine.engine import SpecKV
 from ..results import Generation as Written
-from ..speckv.generator import SpecKV
-from .served import FIELDS, LangChainServed
+from .base import FIELDS, LangChainSpecKVBase
 
 
-class SpecKVLLM(LangChainServed, BaseLLM):
+class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
     """Complete prompts with a local model whose KV cache keeps only what a draft's guess says will be needed.
 
         llm = SpecKVLLM("Qwen/Qwen2.5-14B", draft="Qwen/Qwen2.5-0.5B", config=SpecKVConfig(max_capacity_prompt=512))
         llm.invoke("The capital of France is")
 
     A list of prompts runs as real batches. Prompts go to the model as they are; for chat models use `ChatSpecKV`.
-    Fields: see `Served` and `LangChainServed`.
+    Fields: see `SpecKVBase` and `LangChainSpecKVBase`.
     """
 
     model_config = FIELDS
@@ -40,12 +40,12 @@ class SpecKVLLM(LangChainServed, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         engine = self._engine(kwargs.pop("model", None))
-        tickets = engine.submit(prompts, **self._settings(stop, kwargs))
+        streams = engine.submit(prompts, **self._settings(stop, kwargs))
         try:
-            return self._result([ticket.result() for ticket in tickets], engine)
+            return self._result([stream.result() for stream in streams], engine)
         finally:
-            for ticket in tickets:
-                ticket.cancel()
+            for stream in streams:
+                stream.cancel()
 
     async def _agenerate(
         self,
@@ -65,14 +65,14 @@ class SpecKVLLM(LangChainServed, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         engine = self._engine(kwargs.pop("model", None))
-        (ticket,) = engine.submit(prompt, **self._settings(stop, kwargs))
-        for piece in ticket.pieces():
+        (stream,) = engine.submit(prompt, **self._settings(stop, kwargs))
+        for piece in stream.pieces():
             chunk = GenerationChunk(text=piece)
             if run_manager:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        assert ticket.generation is not None
-        yield GenerationChunk(text="", generation_info=self._info(ticket.generation, engine))
+        assert stream.generation is not None
+        yield GenerationChunk(text="", generation_info=self._info(stream.generation, engine))
 
     async def _astream(
         self,
@@ -82,8 +82,8 @@ class SpecKVLLM(LangChainServed, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         engine = await asyncio.to_thread(self._engine, kwargs.pop("model", None))
-        (ticket,) = await engine.asubmit(prompt, **self._settings(stop, kwargs))
-        pieces = ticket.pieces()
+        (stream,) = await engine.asubmit(prompt, **self._settings(stop, kwargs))
+        pieces = stream.pieces()
         try:
             async for piece in pieces:
                 chunk = GenerationChunk(text=piece)
@@ -91,13 +91,13 @@ class SpecKVLLM(LangChainServed, BaseLLM):
                     await run_manager.on_llm_new_token(piece, chunk=chunk)
                 yield chunk
         finally:
-            ticket.cancel()
-        assert ticket.generation is not None
-        yield GenerationChunk(text="", generation_info=self._info(ticket.generation, engine))
+            stream.cancel()
+        assert stream.generation is not None
+        yield GenerationChunk(text="", generation_info=self._info(stream.generation, engine))
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of the target's tokenizer; loads the model."""
-        ids: list[int] = self._slot.loaded().require_tokenizer()(text)["input_ids"]
+        ids: list[int] = self._reference.loaded().require_tokenizer()(text)["input_ids"]
         return ids
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

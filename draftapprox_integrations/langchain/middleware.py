@@ -14,11 +14,11 @@ from langchain_core.messages import AnyMessage, HumanMessage, ToolMessage
 
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
-from ..models import ModelSpec
-from ..specpc.checks import as_config, check_budget
+from ..frameworks.retrieval import CompressorReference, OnError, compress_retrieved
+from ..models.loading import ModelSpec
+from ..models.tokenization import TokenizerSpec
 from ..specpc.compressor import SpecPC
-from ..specpc.retrieval import EngineSlot, OnError, compress_retrieved
-from ..tokenization import TokenizerSpec
+from ..specpc.validation import as_config, check_budget
 
 _Shortened = tuple[list[str], list[dict[str, Any] | None]]  # per text what is left, and the note on it
 
@@ -74,7 +74,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
             raise InvalidInputError(f"on_error must be 'raise' or 'passthrough'; got {on_error!r}")
         if isinstance(tools, str):
             raise InvalidInputError(f"tools must be a list of names; got {tools!r}")
-        self._slot = EngineSlot(draft, as_config(config), tokenizer)
+        self._reference = CompressorReference(draft, as_config(config), tokenizer)
         self.max_tokens, self.ratio, self.trigger_tokens = max_tokens, ratio, trigger_tokens
         self.only = None if tools is None else frozenset(tools)
         self.protect, self.on_error, self.cache_size = list(protect), on_error, cache_size
@@ -131,7 +131,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
     def _few(self, found: list[tuple[int, list[str]]]) -> bool:
         if not self.trigger_tokens:
             return False
-        counts = self._slot.get().count_tokens([text for _, texts in found for text in texts])
+        counts = self._reference.get().count_tokens([text for _, texts in found for text in texts])
         return sum(counts) <= self.trigger_tokens
 
     def _left_of(self, texts: tuple[str, ...], query: str) -> _Shortened:
@@ -141,7 +141,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
                 self._cache.move_to_end(key)
                 return self._cache[key]
         kept, result = compress_retrieved(
-            self._slot,
+            self._reference,
             texts,
             [{}] * len(texts),
             query,

@@ -12,10 +12,10 @@ from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 
-from ..answering import as_prompt
+from ..chat.answering import as_prompt
 from ..errors import InvalidInputError
+from .base import LangChainSpecKVBase
 from .compressor import SpecPCCompressor
-from .served import LangChainServed
 
 
 def rag_chain(
@@ -38,15 +38,15 @@ def rag_chain(
     Args:
         retriever: Finds documents; let it find many, as the compressor makes them short.
         chat: Any chat model.
-        compressor: None: a `SpecPCCompressor` with the draft of a `ChatSpecKV`, whose reading serves both where
-            it reads the passages together; with another chat model, one with the default draft.
+        compressor: None: a `SpecPCCompressor` with the draft of a `ChatSpecKV`; with another chat model, one with the
+            default draft.
         prompt: With the variables "context" (the documents' text) and "question".
 
     Raises:
         InvalidInputError: at use: no question.
     """
-    if compressor is None and isinstance(chat, LangChainServed):
-        compressor = SpecPCCompressor(chat.draft_spec, lookahead_tokens=chat.guess_tokens(chat.max_tokens))
+    if compressor is None and isinstance(chat, LangChainSpecKVBase):
+        compressor = SpecPCCompressor(chat.draft_spec)
     compressor = compressor or SpecPCCompressor()
     template = prompt or ChatPromptTemplate.from_messages([("user", as_prompt(["{context}"], "{question}"))])
     shorten = RunnableLambda(_shortened_by(compressor), _shortened_by_async(compressor))

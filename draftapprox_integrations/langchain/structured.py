@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from langchain_core.exceptions import OutputParserException
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
@@ -17,9 +17,6 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from ..errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from .chat_model import ChatSpecKV
 
 StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
 
@@ -57,7 +54,7 @@ class _WholeKeyedCall(JsonOutputKeyToolsParser):
 
 
 def structured(
-    chat: ChatSpecKV, schema: Any, method: StructuredMethod, include_raw: bool, call: dict[str, Any]
+    chat: BaseChatModel, schema: Any, method: StructuredMethod, include_raw: bool, call: dict[str, Any]
 ) -> Runnable[LanguageModelInput, Any]:
     """The chain behind `ChatSpecKV.with_structured_output`.
 

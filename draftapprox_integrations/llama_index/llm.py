@@ -30,10 +30,10 @@ from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
 from ..chat.template import has_template, takes_tools
 from ..chat.tools import ToolFilter
+from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
-from ..naming import shown_name
-from ..served import Served
-from ..speckv.generator import SpecKV
+from ..frameworks.llm import SpecKVBase
+from ..models.references import shown_name
 from .messages import from_llama_index, tool_calls_of
 from .responses import chat_response, completion, part_response
 
@@ -45,7 +45,7 @@ dispatcher = get_dispatcher(__name__)
 Shape = TypeVar("Shape", bound=BaseModel)
 
 
-class SpecKVLLM(Served, FunctionCallingLLM):
+class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
     """Answer with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
 
         Settings.llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
@@ -53,7 +53,7 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     With a chat template, completions go through it as a user's message, as LlamaIndex's query engines expect of an
     instruct model; `complete(prompt, formatted=True)` sends the prompt as it is. Waiting requests share batches, the
     event loop is never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings,
-    not weights. Further fields: see `Served`.
+    not weights. Further fields: see `SpecKVBase`.
 
     Args:
         max_new_tokens: Most tokens to write; `max_tokens` is another name for it.
@@ -82,7 +82,7 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex asks before it builds a prompt; loads the model."""
-        loaded = self._slot.loaded()
+        loaded = self._reference.loaded()
         tokenizer = loaded.require_tokenizer()
         return LLMMetadata(
             context_window=self.context_window or loaded.context_window,
@@ -98,8 +98,8 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """The assistant's next message."""
         engine, call, settings = self._prepare_chat(messages, kwargs)
-        (ticket,) = engine.submit([call.ids], **settings)
-        return chat_response(ticket.result(), call)
+        (stream,) = engine.submit([call.ids], **settings)
+        return chat_response(stream.result(), call)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -107,14 +107,14 @@ class SpecKVLLM(Served, FunctionCallingLLM):
 
         def run() -> Generator[ChatResponse, None, None]:
             engine, call, settings = self._prepare_chat(messages, kwargs)
-            (ticket,) = engine.submit([call.ids], **settings)
+            (stream,) = engine.submit([call.ids], **settings)
             held, text = ToolFilter() if call.tool_names else None, ""
-            for piece in ticket.pieces():
+            for piece in stream.pieces():
                 if shown := held.feed(piece) if held else piece:
                     text += shown
                     yield part_response(text, shown)
-            assert ticket.generation is not None
-            yield chat_response(ticket.generation, call, delta=held)
+            assert stream.generation is not None
+            yield chat_response(stream.generation, call, delta=held)
 
         return run()
 
@@ -131,17 +131,17 @@ class SpecKVLLM(Served, FunctionCallingLLM):
 
         async def run() -> AsyncGenerator[ChatResponse, None]:
             engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
-            (ticket,) = await engine.asubmit([call.ids], **settings)
+            (stream,) = await engine.asubmit([call.ids], **settings)
             held, text = ToolFilter() if call.tool_names else None, ""
             try:
-                async for piece in ticket.pieces():
+                async for piece in stream.pieces():
                     if shown := held.feed(piece) if held else piece:
                         text += shown
                         yield part_response(text, shown)
             finally:
-                ticket.cancel()
-            assert ticket.generation is not None
-            yield chat_response(ticket.generation, call, delta=held)
+                stream.cancel()
+            assert stream.generation is not None
+            yield chat_response(stream.generation, call, delta=held)
 
         return run()
 
@@ -151,8 +151,8 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The text after `prompt`; `formatted`: send it as it is."""
         engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
-        (ticket,) = engine.submit([ids], **settings)
-        return completion(ticket.result())
+        (stream,) = engine.submit([ids], **settings)
+        return completion(stream.result())
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
@@ -160,13 +160,13 @@ class SpecKVLLM(Served, FunctionCallingLLM):
 
         def run() -> Generator[CompletionResponse, None, None]:
             engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
-            (ticket,) = engine.submit([ids], **settings)
+            (stream,) = engine.submit([ids], **settings)
             text = ""
-            for piece in ticket.pieces():
+            for piece in stream.pieces():
                 text += piece
                 yield CompletionResponse(text=text, delta=piece)
-            assert ticket.generation is not None
-            yield completion(ticket.generation, delta="")
+            assert stream.generation is not None
+            yield completion(stream.generation, delta="")
 
         return run()
 
@@ -183,16 +183,16 @@ class SpecKVLLM(Served, FunctionCallingLLM):
 
         async def run() -> AsyncGenerator[CompletionResponse, None]:
             engine, ids, settings = await asyncio.to_thread(self._prepare_completion, prompt, formatted, kwargs)
-            (ticket,) = await engine.asubmit([ids], **settings)
+            (stream,) = await engine.asubmit([ids], **settings)
             text = ""
             try:
-                async for piece in ticket.pieces():
+                async for piece in stream.pieces():
                     text += piece
                     yield CompletionResponse(text=text, delta=piece)
             finally:
-                ticket.cancel()
-            assert ticket.generation is not None
-            yield completion(ticket.generation, delta="")
+                stream.cancel()
+            assert stream.generation is not None
+            yield completion(stream.generation, delta="")
 
         return run()
 
@@ -271,7 +271,7 @@ class SpecKVLLM(Served, FunctionCallingLLM):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[SpecKV, ChatCall, dict[str, Any]]:
         call = dict(kwargs)
-        engine = self._slot.get()
+        engine = self._reference.get()
         ready = prepare_chat(
             engine,
             from_llama_index(messages),
@@ -287,7 +287,7 @@ class SpecKVLLM(Served, FunctionCallingLLM):
     ) -> tuple[SpecKV, list[int], dict[str, Any]]:
         if not isinstance(prompt, str) or not prompt:
             raise InvalidInputError("the prompt is empty; give at least one character")
-        engine = self._slot.get()
+        engine = self._reference.get()
         tokenizer = engine.target.require_tokenizer()
         if not formatted and has_template(tokenizer):
             messages = [ChatMessage(role=MessageRole.USER, content=prompt)]

@@ -14,14 +14,14 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from ..config import SpecPCConfig
-from ..models import ModelSpec
+from ..frameworks.retrieval import CompressorReference, Kept, OnError, compress_retrieved, ingest_retrieved
+from ..models.loading import ModelSpec
+from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
-from ..specpc.checks import as_config, check_budget
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.fusion import Embedder
-from ..specpc.retrieval import EngineSlot, Kept, OnError, compress_retrieved, ingest_retrieved
-from ..specpc.store import PassageStore
-from ..tokenization import TokenizerSpec
+from ..specpc.scoring.fusion import Embedder
+from ..specpc.store.passage_store import PassageStore
+from ..specpc.validation import as_config, check_budget
 
 dispatcher = get_dispatcher(__name__)
 
@@ -49,9 +49,6 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         protect: Sentences that contain one of these strings are always kept.
         title_keys: Metadata keys that may hold a title, which the draft reads with the node's text.
         metadata_key: Where the spans are noted.
-        lookahead_tokens: Let the draft also guess the answer, with so many tokens, for an LLM of this package with the
-            same draft that answers from these nodes: its draft need not read again. `rag_query_engine` sets it. Works
-            with scoring "paper", see `SpecPC.compress`.
         store: File (or `PassageStore`) that keeps passages which were read before; see `ingest`.
         embedder: An embedding model that helps to choose sentences, such as `Settings.embed_model`; see `SpecPC`.
 
@@ -69,11 +66,10 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
     protect: list[str] = Field(default_factory=list, description="Sentences that contain one of these are kept.")
     title_keys: list[str] = Field(description="Metadata keys that may hold a title.")
     metadata_key: str = Field(default="specpc", description="Where the kept spans are noted.")
-    lookahead_tokens: int = Field(default=0, ge=0, description="Tokens of a guess that the draft leaves for the LLM.")
 
     store: str | None = Field(default=None, frozen=True, description="File that keeps passages read before.")
 
-    _slot: EngineSlot = PrivateAttr()
+    _reference: CompressorReference = PrivateAttr()
 
     def __init__(
         self,
@@ -88,13 +84,12 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         protect: list[str] | None = None,
         title_keys: list[str] | None = None,
         metadata_key: str = "specpc",
-        lookahead_tokens: int = 0,
         store: PassageStore | str | os.PathLike[str] | None = None,
         embedder: Embedder | None = None,
         callback_manager: CallbackManager | None = None,
     ):
         check_budget(max_tokens, ratio)
-        slot = EngineSlot(draft, as_config(config), tokenizer, store, embedder)
+        slot = CompressorReference(draft, as_config(config), tokenizer, store, embedder)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,
@@ -106,11 +101,10 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
             protect=protect or [],
             title_keys=["title", "file_name"] if title_keys is None else title_keys,
             metadata_key=metadata_key,
-            lookahead_tokens=lookahead_tokens,
             store=slot.store_name,
             callback_manager=callback_manager or CallbackManager(),
         )
-        self._slot = slot
+        self._reference = slot
 
     @classmethod
     def class_name(cls) -> str:
@@ -140,7 +134,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             kept, result = compress_retrieved(
-                self._slot,
+                self._reference,
                 [_text_of(node) for node in nodes],
                 [node.node.metadata for node in nodes],
                 query,
@@ -151,7 +145,6 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
                 protect=self.protect,
                 title_keys=self.title_keys,
                 metadata_key=self.metadata_key,
-                lookahead_tokens=self.lookahead_tokens,
                 retriever_scores=[node.score for node in nodes],
             )
             compressed = [self._copy(nodes[item.index], item) for item in kept]
@@ -166,7 +159,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
             InvalidInputError: as `SpecPC.ingest`.
         """
         texts = [_text_of(NodeWithScore(node=node)) for node in nodes]
-        return ingest_retrieved(self._slot, texts, [node.metadata for node in nodes], self.title_keys)
+        return ingest_retrieved(self._reference, texts, [node.metadata for node in nodes], self.title_keys)
 
     def _copy(self, original: NodeWithScore, item: Kept) -> NodeWithScore:
         node = original.node.model_copy(deep=True)

@@ -10,7 +10,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 
-from ..answering import as_prompt
+from ..chat.answering import as_prompt
 from .llm import SpecKVLLM
 from .postprocessor import SpecPCPostprocessor
 
@@ -27,13 +27,13 @@ def rag_query_engine(
     Args:
         retriever: Finds nodes; let it find many, as the postprocessor makes them short.
         llm: Any LLM.
-        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`, whose reading serves both
-            where it reads the passages together; with another LLM, one with the default draft.
+        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`; with another LLM, one with the default
+            draft.
         **options: Further arguments of `RetrieverQueryEngine.from_args`: `streaming=True`, `text_qa_template`,
             `response_mode`; `node_postprocessors` run before the compression.
     """
     if postprocessor is None and isinstance(llm, SpecKVLLM):
-        postprocessor = SpecPCPostprocessor(llm.draft_spec, lookahead_tokens=llm.guess_tokens(llm.max_new_tokens))
+        postprocessor = SpecPCPostprocessor(llm.draft_spec)
     postprocessor = postprocessor or SpecPCPostprocessor()
     options.setdefault("text_qa_template", PromptTemplate(as_prompt(["{context_str}"], "{query_str}")))
     before = options.pop("node_postprocessors", None) or []

@@ -1,1 +1,1 @@
-"""SpecKV: KV cache dropping guided by a draft model's lookahead."""
+"""SpecKV: which KV pairs of the target stay (paper section 4.1). Tensors in, tensors out."""

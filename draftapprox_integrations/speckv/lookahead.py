@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
-from ..models import LoadedModel, cut_after_end, end_ids, pad_left
+from ..models.loading import LoadedModel, cut_after_end, end_ids, pad_left
 from ..specpc.compressor import SpecPC
-from .stopping import StopAll
 
 # What the target reads when it drafts for itself: enough to guess well, little enough to be worth it.
 SELF_SHARE, SELF_LEAST = 4, 256
 
 
-class Lookahead:
+class StopAll(StoppingCriteria):
+    """Ends every row once `interrupted()`."""
+
+    def __init__(self, interrupted: Callable[[], bool]):
+        self._interrupted = interrupted
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Bool [batch]."""
+        return torch.full((input_ids.shape[0],), self._interrupted(), dtype=torch.bool, device=input_ids.device)
+
+
+class DraftLookahead:
     """Lets `draft` guess what `target` will write.
 
     Where both share a vocabulary ids pass unchanged; else the prompt goes over as text and so does the guess.
@@ -91,7 +102,7 @@ class SelfLookahead:
 
     def __init__(self, target: LoadedModel):
         self._target = target
-        self._draft = Lookahead(target, target)
+        self._draft = DraftLookahead(target, target)
 
     def guess(
         self, input_ids: Tensor, attention_mask: Tensor, tokens: int, interrupted: Callable[[], bool] = bool
@@ -101,42 +112,6 @@ class SelfLookahead:
         kept = SpecPC(self._target, SpecPCConfig(max_capacity_prompt=capacity)).select(input_ids, attention_mask)
         rows = [input_ids[row, keep].tolist() for row, keep in enumerate(kept.indices)]
         return self._draft.guess(*pad_left(rows), tokens, interrupted)
-
-
-class LeftLookahead:
-    """The guess that a retrieval part left for this very prompt; where there is none, `other` writes it.
-
-    Args:
-        target: Who is to answer.
-        draft: With whom guesses are left.
-        other: Writes what is missing.
-    """
-
-    def __init__(self, target: LoadedModel, draft: LoadedModel, other: Lookahead | SelfLookahead):
-        self._target, self._draft, self._other = target, draft, other
-        self.same_vocabulary = other.same_vocabulary
-
-    def guess(
-        self, input_ids: Tensor, attention_mask: Tensor, tokens: int, interrupted: Callable[[], bool] = bool
-    ) -> list[Tensor]:
-        """As `Lookahead.guess`."""
-        found = [self._left(row[keep.bool()], tokens) for row, keep in zip(input_ids, attention_mask, strict=True)]
-        missing = [row for row, guess in enumerate(found) if guess is None]
-        if missing:
-            written = self._other.guess(input_ids[missing], attention_mask[missing], tokens, interrupted)
-            for row, guess in zip(missing, written, strict=True):
-                found[row] = guess
-        return [guess for guess in found if guess is not None]
-
-    def _left(self, ids: Tensor, tokens: int) -> Tensor | None:
-        tokenizer = self._target.tokenizer
-        if tokenizer is None or not self._draft.guesses:
-            return None
-        guess = self._draft.guesses.find(str(tokenizer.decode(ids, skip_special_tokens=True)))
-        if guess is None:
-            return None
-        own = guess.ids if self.same_vocabulary else tokenizer(guess.text, add_special_tokens=False)["input_ids"]
-        return torch.tensor(own[:tokens], dtype=torch.long)
 
 
 def same_vocabulary(target: LoadedModel, draft: LoadedModel) -> bool:

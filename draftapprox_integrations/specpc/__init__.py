@@ -1,1 +1,1 @@
-"""SpecPC: prompt compression by a draft model's attention."""
+"""SpecPC: which text or tokens of the context stay (paper section 4.2)."""

@@ -18,15 +18,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..attention import attention_view
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
-from ..models import LoadedModel, ModelSpec, load_model
+from ..models.attention import attention_view
+from ..models.loading import LoadedModel, ModelSpec, load_model
+from ..models.tokenization import Encoded, TokenCounter, TokenizerSpec
+from ..report.heatmap import Heatmap
 from ..results import CompressedPassage, CompressionResult, Selection
-from ..tokenization import Encoded, TokenCounter, TokenizerSpec
-from .budget import Packed, Packer, Unit
-from .calibration import calibrate
-from .checks import (
+from .calibration.calibrate import calibrate
+from .scoring.fusion import Embedder, check_embedder, fuse, titled
+from .scoring.heads import HeadSet, check_heads, find_heads
+from .scoring.joint import read_together
+from .scoring.per_passage import PassageReader
+from .scoring.prompt import PromptBuilder
+from .store.passage_store import PassageStore, open_store
+from .text.packing import Packed, Packer, Unit
+from .text.ranking import Pattern, keep_within, rank_units
+from .token_selection import choose_positions
+from .validation import (
     as_config,
     budget_in_tokens,
     check_batch,
@@ -37,14 +46,6 @@ from .checks import (
     check_retriever_scores,
     check_titles,
 )
-from .fusion import Embedder, check_embedder, fuse, titled
-from .heads import HeadSet, check_heads, find_heads
-from .passages import PassageReader
-from .prompt import PromptBuilder
-from .ranking import Pattern, keep_within, rank_units
-from .reading import read_together
-from .store import PassageStore, open_store
-from .token_form import choose_positions
 
 OnEmpty = Literal["drop", "keep_best"]
 
@@ -150,7 +151,6 @@ class SpecPC:
         titles: Sequence[str | None] | None = None,
         on_empty: OnEmpty = "drop",
         protect: Sequence[Pattern] = (),
-        lookahead_tokens: int = 0,
         retriever_scores: Sequence[float | None] | None = None,
     ) -> CompressionResult:
         """Keep what the draft looks at when it reads the passages with the question.
@@ -165,10 +165,6 @@ class SpecPC:
             on_empty: "drop" lets a passage lose everything; "keep_best" first gives each passage its best unit; where
                 the budget cannot pay for all of these, the least wanted keep only the first words of it.
             protect: Strings, or compiled patterns: units that contain a match are always kept.
-            lookahead_tokens: Let the draft go on and guess the answer with so many tokens, for a `SpecKV` with the same
-                draft that is given the kept text and the question next: it then need not guess itself. Only where the
-                draft reads the passages together (scoring "paper", or a draft without calibrated heads) and they fit
-                one reading; else `SpecKV` guesses, from what was kept. The scores are not changed by it.
             retriever_scores: Per passage what the retriever said of it, None (or NaN) where it said nothing; the
                 higher, the better. Used with scoring "fused".
 
@@ -187,9 +183,6 @@ class SpecPC:
         check_budget(max_tokens, ratio)
         protect = check_protect(protect)
         check_retriever_scores(retriever_scores, len(passages))
-        if isinstance(lookahead_tokens, bool) or not isinstance(lookahead_tokens, int) or lookahead_tokens < 0:
-            raise InvalidInputError(f"lookahead_tokens must be an integer >= 0; got {lookahead_tokens!r}")
-        guess: Tensor | None = None
         if on_empty not in ("drop", "keep_best"):
             raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
         builder, counter = self._builder, self._counter
@@ -204,7 +197,7 @@ class SpecPC:
         else:
             encoded = builder.reader.encode(passages)
             tokenized = time.perf_counter()
-            token_scores, guess, draft_tokens = self._score(encoded, titles, query, lookahead_tokens)
+            token_scores, draft_tokens = self._score(encoded, titles, query)
             drafted = time.perf_counter()
             combine = None
             if self.config.scoring == "fused":
@@ -214,9 +207,6 @@ class SpecPC:
             packed = keep_within(packer, ranking, budget, best_of_each=on_empty == "keep_best")
             scores = ranking.passage_scores
             heat = [_heat(tokens, found) for tokens, found in zip(encoded, token_scores, strict=True)]
-        if guess is not None:
-            text = self.draft.require_tokenizer().decode(guess, skip_special_tokens=True)
-            self.draft.guesses.leave(query, packed.texts, guess.tolist(), str(text))
         done = time.perf_counter()
         return CompressionResult(
             passages=[
@@ -238,6 +228,7 @@ class SpecPC:
             },
             draft=self.draft.name,
             draft_tokens=draft_tokens,
+            renderer=Heatmap(),
         )
 
     def _combine(
@@ -336,14 +327,11 @@ class SpecPC:
             return None
         return PassageReader(self.draft, self._view, self._builder, heads, self.store)
 
-    def _score(
-        self, encoded: Sequence[Encoded], titles: Sequence[str | None], query: str, guess_tokens: int
-    ) -> tuple[list[Tensor], Tensor | None, int]:
-        """Per passage float32 [tokens], a guess of the answer, and how many tokens the draft has read."""
+    def _score(self, encoded: Sequence[Encoded], titles: Sequence[str | None], query: str) -> tuple[list[Tensor], int]:
+        """Per passage float32 [tokens], and how many tokens the draft has read."""
         if self._reader is not None:
-            scores, read = self._reader.scores(encoded, titles, query)
-            return scores, None, read
-        return read_together(self.draft, self._view, self._builder, self.config, encoded, titles, query, guess_tokens)
+            return self._reader.scores(encoded, titles, query)
+        return read_together(self.draft, self._view, self._builder, self.config, encoded, titles, query)
 
 
 def _heat(tokens: Encoded, scores: Tensor) -> list[tuple[int, int, float]]:

@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
-from draftapprox_integrations.documents import read_folder, search
+from draftapprox_integrations.cli.documents import read_folder, search
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import SpecPCCompressor
 
@@ -189,7 +189,7 @@ def test_pickles_without_weights(smol):
     copied = pickle.loads(data)
     assert copied == part
     assert copied.compress_documents(documents(), QUESTION) == part.compress_documents(documents(), QUESTION)
-    assert copied._slot.get().draft is smol.draft
+    assert copied._reference.get().draft is smol.draft
 
 
 def test_names_in_graphs_and_schemas():

@@ -107,7 +107,7 @@ def test_read_once_per_result_and_question(smol, passes):
     assert len(passes) > reads  # the new question is asked of the old result too
     assert len(middleware._cache) == 2
     assert "1821" in result.content
-    small = SpecPCMiddleware(middleware._slot.get(), max_tokens=16, cache_size=1)
+    small = SpecPCMiddleware(middleware._reference.get(), max_tokens=16, cache_size=1)
     small.shorten(conversation())
     small.shorten(conversation(question="When was the mill built?"))
     assert len(small._cache) == 1

@@ -157,7 +157,7 @@ def test_misspelt_or_late_settings_are_refused():
 def test_a_deep_copy_shares_the_engine(tiny):
     part = SpecPCPostprocessor(tiny, tokenizer=str.split, max_tokens=9)
     for copied in (copy.deepcopy(part), part.model_copy(deep=True)):
-        assert copied._slot.get() is part._slot.get()
+        assert copied._reference.get() is part._reference.get()
 
 
 def test_two_in_a_row_still_cite_the_original(smol):
@@ -194,7 +194,7 @@ def test_round_trips_without_weights(embedded_model):
     ):
         assert copied.to_dict() == as_dict
         assert copied.postprocess_nodes(nodes_of(), query_str=QUESTION) == expected
-        assert copied._slot.get().draft is embedded_model  # weights are not loaded twice
+        assert copied._reference.get().draft is embedded_model  # weights are not loaded twice
 
 
 def test_what_was_an_object_must_be_given_again(tiny):
@@ -208,7 +208,7 @@ def test_what_was_an_object_must_be_given_again(tiny):
 
 
 def test_a_shared_engine_brings_its_own_settings(smol):
-    assert SpecPCPostprocessor(smol)._slot.get() is smol
+    assert SpecPCPostprocessor(smol)._reference.get() is smol
     with pytest.raises(InvalidInputError, match="brings its own config"):
         SpecPCPostprocessor(smol, config=SpecPCConfig(kernel_size=1))
 
@@ -319,8 +319,8 @@ def test_citation_query_engine_keeps_the_spans(smol, retriever, llm):
 
 def test_two_parts_of_one_process_share_weights():
     first, second = SpecPCPostprocessor(max_tokens=9), SpecPCPostprocessor(max_tokens=99)
-    assert first._slot.get().draft is second._slot.get().draft
-    assert isinstance(first._slot.get(), SpecPC)
+    assert first._reference.get().draft is second._reference.get().draft
+    assert isinstance(first._reference.get(), SpecPC)
 
 
 def test_compress_takes_a_plain_question_too(smol):

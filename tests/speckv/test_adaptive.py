@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
-from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.llama_index import SpecKVLLM
-from draftapprox_integrations.speckv.eviction import prefill
-from draftapprox_integrations.speckv.ragged import RaggedLayer, decoding_model
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.cache.ragged import RaggedLayer, decoding_model
+from draftapprox_integrations.speckv.prefill import prefill
 from draftapprox_integrations.speckv.scores import choose_kv, share_kv
 
 from .test_eviction import batch_of, model_of

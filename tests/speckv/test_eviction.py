@@ -6,9 +6,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import sdpa_mask
 
 from draftapprox_integrations import SpecKVConfig
-from draftapprox_integrations.attention import attention_view
 from draftapprox_integrations.errors import ScoringError
-from draftapprox_integrations.speckv.eviction import EvictedLayer, prefill
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
 
 from ..test_attention import FAMILIES, TINY
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from draftapprox_integrations import SpecKV, SpecKVConfig
+from draftapprox_integrations.engine.streams import IncrementalDetokenizer
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
-from draftapprox_integrations.speckv.tickets import PieceReader
 
 from ..conftest import tiny_llama
 
@@ -132,7 +132,7 @@ def test_draft_and_target_may_be_one_and_a_draft_may_end_at_once(pair):
 def test_another_vocabulary(pair, embedded_model):
     target = pair[0]
     engine = SpecKV(target, embedded_model, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=5))
-    assert not engine._preparation._lookahead.same_vocabulary
+    assert not engine._pipeline._lookahead.same_vocabulary
     (found,) = engine.generate(LONG, max_new_tokens=4)
     guess = target.tokenizer.decode(found.lookahead_ids)
     assert guess  # what SmolLM2 wrote, spelled in the target's tokens
@@ -212,7 +212,7 @@ class Spelling(PreTrainedTokenizerFast):
 def test_streaming_never_sends_what_generate_would_not(pieces, stops):
     whole = "".join(pieces)
     cut = whole[: min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))]
-    reader = PieceReader(Spelling(pieces), tuple(stops))
+    reader = IncrementalDetokenizer(Spelling(pieces), tuple(stops))
     sent = ""
     for index in range(len(pieces)):
         sent += reader.feed(index)

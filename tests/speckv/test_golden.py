@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, patch_model
-from draftapprox_integrations.attention import attention_view
-from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.prefill import prefill
 
 from ..conftest import GOLDEN
 

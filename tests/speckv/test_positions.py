@@ -5,11 +5,11 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.attention import attention_view
+from draftapprox_integrations.engine.patch import patch_model
+from draftapprox_integrations.engine.registry import as_method
 from draftapprox_integrations.errors import InvalidInputError, UnsupportedModelError
-from draftapprox_integrations.speckv.eviction import prefill
-from draftapprox_integrations.speckv.patch import patch_model
-from draftapprox_integrations.speckv.slot import as_method
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.prefill import prefill
 
 from ..conftest import tiny_llama
 from ..test_attention import family

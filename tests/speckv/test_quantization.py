@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from draftapprox_integrations import KVQuantization, SpecKV, SpecKVConfig
-from draftapprox_integrations.attention import attention_view
+from draftapprox_integrations.engine.registry import as_method
 from draftapprox_integrations.errors import MissingDependencyError
+from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv import quantization
-from draftapprox_integrations.speckv.eviction import EvictedLayer, prefill
-from draftapprox_integrations.speckv.quantization import QuantizedLayer, held_bytes, make_codec
-from draftapprox_integrations.speckv.slot import as_method
+from draftapprox_integrations.speckv.cache.quantized import QuantizedLayer, held_bytes, make_codec
+from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
 
 from .test_eviction import batch_of, decode, model_of
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from draftapprox_integrations import SpecKVConfig
-from draftapprox_integrations.attention import attention_view
+from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv import ragged
-from draftapprox_integrations.speckv.eviction import EvictedLayer, prefill
-from draftapprox_integrations.speckv.ragged import RaggedLayer, attend_per_head
+from draftapprox_integrations.speckv.cache.ragged import RaggedLayer, attend_per_head
+from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
 
 from ..test_attention import FAMILIES
 from .test_eviction import KEPT, batch_of, decode, model_of, oracle, positions

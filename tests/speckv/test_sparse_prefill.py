@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
-from draftapprox_integrations.attention import attention_view
+from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv import sparse_prefill
-from draftapprox_integrations.speckv.eviction import prefill
+from draftapprox_integrations.speckv.prefill import prefill
 from draftapprox_integrations.speckv.sparse_prefill import SparseAttention, choose_columns, vertical_slash
 
 from ..conftest import tiny_llama

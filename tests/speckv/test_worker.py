@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
+from draftapprox_integrations.engine.requests import Request, Sampling
+from draftapprox_integrations.engine.scheduler import Scheduler
+from draftapprox_integrations.engine.streams import Stream
 from draftapprox_integrations.errors import (
     EngineClosedError,
     GenerationTimeoutError,
@@ -17,9 +20,6 @@ from draftapprox_integrations.errors import (
     ScoringError,
 )
 from draftapprox_integrations.results import Generation, Usage
-from draftapprox_integrations.speckv.requests import Request, Sampling
-from draftapprox_integrations.speckv.tickets import Ticket
-from draftapprox_integrations.speckv.worker import Worker
 
 from ..conftest import ticking, tiny_llama
 
@@ -64,9 +64,9 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
         assert alone[number].startswith(results[number])
     assert ticks() > 20  # the event loop went on all the while
     deadline = time.monotonic() + 20
-    while engine._worker._thread is not None and time.monotonic() < deadline:
+    while engine._scheduler._thread is not None and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
-    assert engine._worker._thread is None
+    assert engine._scheduler._thread is None
     assert engine.generate(texts[0], max_new_tokens=24)[0].text == alone[0]
 
 
@@ -75,12 +75,12 @@ def test_waiting_requests_of_one_kind_run_as_one_batch(pair):
     sizes = []
     serve = engine.serve
     engine.serve = lambda requests: sizes.append(len(requests)) or serve(requests)
-    tickets = engine.submit(prompts(8), max_new_tokens=5)
-    tickets += engine.submit(prompts(2), max_new_tokens=3, stop="e")  # other lengths and stops fit in
-    tickets += engine.submit(prompts(2), max_new_tokens=3, temperature=0.9, seed=1)  # repeatable, so alone
-    tickets += engine.submit(["short", "also short"], max_new_tokens=3)  # nothing to drop
-    tickets += engine.submit(prompts(2), max_new_tokens=3, repetition_penalty=1.2)
-    results = [ticket.result() for ticket in tickets]
+    streams = engine.submit(prompts(8), max_new_tokens=5)
+    streams += engine.submit(prompts(2), max_new_tokens=3, stop="e")  # other lengths and stops fit in
+    streams += engine.submit(prompts(2), max_new_tokens=3, temperature=0.9, seed=1)  # repeatable, so alone
+    streams += engine.submit(["short", "also short"], max_new_tokens=3)  # nothing to drop
+    streams += engine.submit(prompts(2), max_new_tokens=3, repetition_penalty=1.2)
+    results = [stream.result() for stream in streams]
     assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 8]
     assert [len(result.token_ids) for result in results[:8]] == [5] * 8
     assert all(result.timings["queued"] >= 0 for result in results)
@@ -91,9 +91,9 @@ def test_company_does_not_change_an_answer(pair):
     texts = [*prompts(5), "short", "quite short"]
     options = [{"max_new_tokens": 4 + number, "stop": "a" if number % 2 else ()} for number in range(7)]
     alone = [engine.generate(text, **option)[0] for text, option in zip(texts, options, strict=True)]
-    tickets = [engine.submit(text, **option)[0] for text, option in zip(texts, options, strict=True)]
-    for expected, ticket in zip(alone, tickets, strict=True):
-        found = ticket.result()
+    streams = [engine.submit(text, **option)[0] for text, option in zip(texts, options, strict=True)]
+    for expected, stream in zip(alone, streams, strict=True):
+        found = stream.result()
         assert (found.token_ids, found.text, found.finish_reason, found.usage) == (
             expected.token_ids, expected.text, expected.finish_reason, expected.usage,
         )  # fmt: skip
@@ -109,16 +109,16 @@ def order_of(calls, max_batch_size=1):
         served.extend(request.ids[0] for request in requests)
         return [Generation("", [], Usage(1, 0, 1, 1), {}, "length") for _ in requests]
 
-    worker = Worker(max_batch_size)
-    tickets = []
+    worker = Scheduler(max_batch_size)
+    streams = []
     for number, lengths in enumerate(calls):
-        call = [Ticket(Request([100 * number + i] * n, 5, Sampling()), None) for i, n in enumerate(lengths)]
-        tickets += call
+        call = [Stream(Request([100 * number + i] * n, 5, Sampling()), None) for i, n in enumerate(lengths)]
+        streams += call
         worker.submit(call, serve)
     time.sleep(0.05)  # the first is taken
     started.set()
-    for ticket in tickets:
-        ticket.result()
+    for stream in streams:
+        stream.result()
     return served
 
 
@@ -131,12 +131,12 @@ def test_calls_take_turns():
 async def test_a_cancelled_request_that_still_waits_is_never_run(pair):
     engine = SpecKV(*pair, TIGHT)
     first, *waiting = await engine.asubmit(prompts(9), max_new_tokens=20, temperature=0.5, seed=3)
-    for ticket in waiting:
-        ticket.cancel()
+    for stream in waiting:
+        stream.cancel()
     steps = []
     handle = pair[0].model.register_forward_pre_hook(lambda *_: steps.append(1))
     assert len((await first.result()).token_ids) == 20
-    while engine._worker._thread is not None:
+    while engine._scheduler._thread is not None:
         await asyncio.sleep(0.01)
     handle.remove()
     assert len(steps) <= 20
@@ -145,21 +145,21 @@ async def test_a_cancelled_request_that_still_waits_is_never_run(pair):
 @pytest.mark.parametrize("stage", ["lookahead", "prefill"])
 def test_cancelling_before_the_first_token(pair, stage):
     engine = SpecKV(*pair, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=500))
-    (ticket,) = engine.submit(LONG, max_new_tokens=2)
+    (stream,) = engine.submit(LONG, max_new_tokens=2)
     draft_steps, target_layers = [], []
     layer = pair[0].model.model.layers[0] if stage == "lookahead" else None
 
     def cancel_in_lookahead(*_):
         draft_steps.append(1)
         if stage == "lookahead" and len(draft_steps) == 3:
-            ticket.cancel()
+            stream.cancel()
 
     handles = [pair[1].model.register_forward_pre_hook(cancel_in_lookahead)]
     if stage == "prefill":
-        view = engine._preparation._view
-        handles.append(view.model.layers[1].register_forward_pre_hook(lambda *_: ticket.cancel()))
+        view = engine._pipeline._view
+        handles.append(view.model.layers[1].register_forward_pre_hook(lambda *_: stream.cancel()))
         handles.append(view.model.layers[2].register_forward_pre_hook(lambda *_: target_layers.append(1)))
-    found = ticket.result()
+    found = stream.result()
     for handle in handles:
         handle.remove()
     assert found.finish_reason == "cancelled"
@@ -190,19 +190,19 @@ def test_an_error_reaches_the_request_it_belongs_to(pair):
             raise RuntimeError("out of memory")
 
     handle = target.model.register_forward_pre_hook(too_much, with_kwargs=True)
-    tickets = engine.submit(texts, max_new_tokens=6)
-    assert [ticket.result().token_ids for ticket in tickets] == expected  # each again by itself
+    streams = engine.submit(texts, max_new_tokens=6)
+    assert [stream.result().token_ids for stream in streams] == expected  # each again by itself
     handle.remove()
 
     def broken(module, args, kwargs):
         raise RuntimeError("out of order")
 
     handle = draft.model.register_forward_pre_hook(broken, with_kwargs=True)
-    for ticket in engine.submit(texts, max_new_tokens=6):
+    for stream in engine.submit(texts, max_new_tokens=6):
         with pytest.raises(RuntimeError, match="out of order"):
-            ticket.result()
+            stream.result()
     handle.remove()
-    assert [ticket.result().token_ids for ticket in engine.submit(texts, max_new_tokens=6)] == expected
+    assert [stream.result().token_ids for stream in engine.submit(texts, max_new_tokens=6)] == expected
 
 
 def test_a_row_whose_logits_are_nan_fails_alone(pair):
@@ -218,11 +218,11 @@ def test_a_row_whose_logits_are_nan_fails_alone(pair):
             output.logits[1] = torch.nan
 
     handle = target.model.register_forward_hook(poison)
-    tickets = engine.submit(texts, max_new_tokens=8)
-    assert tickets[0].result().token_ids == expected[0].token_ids
+    streams = engine.submit(texts, max_new_tokens=8)
+    assert streams[0].result().token_ids == expected[0].token_ids
     with pytest.raises(ScoringError, match="logits are NaN"):
-        tickets[1].result()
-    assert tickets[2].result().token_ids == expected[2].token_ids
+        streams[1].result()
+    assert streams[2].result().token_ids == expected[2].token_ids
     handle.remove()
 
 
@@ -300,8 +300,8 @@ def test_a_shorter_prompt_for_the_target(pair, name):
     ids = target.tokenizer(LONG)["input_ids"]
     protected = [False] * len(ids)
     protected[5:30] = [True] * 25
-    (ticket,) = engine.submit([ids], protected=[protected], max_new_tokens=1)
-    assert ticket.result().usage.kept_prompt_tokens == 80
+    (stream,) = engine.submit([ids], protected=[protected], max_new_tokens=1)
+    assert stream.result().usage.kept_prompt_tokens == 80
     # a prompt beyond the target's window is fine once SpecPC has cut it; the draft must be able to read it
     long = SpecKV(tiny_pair_with_window(target, 128), draft, config)
     assert long.generate(LONG * 2, max_new_tokens=3)[0].usage.kept_prompt_tokens == 80

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.specpc.budget import Packer, Unit
-from draftapprox_integrations.specpc.spans import sentences
+from draftapprox_integrations.specpc.text.packing import Packer, Unit
+from draftapprox_integrations.specpc.text.segmentation import sentences
 
 words = st.sampled_from(["one two.", "Three.", "Four five six seven.", "Eight nine."])
 passages = st.lists(st.lists(words, max_size=5).map(" ".join), min_size=1, max_size=4)

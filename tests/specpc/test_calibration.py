@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from draftapprox_integrations import SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.embedded import cache_folder
 from draftapprox_integrations.errors import InvalidInputError
-from draftapprox_integrations.specpc.calibration import calibrate, choose_heads, reciprocal_rank
-from draftapprox_integrations.specpc.heads import HeadSet, find_heads, fingerprint
-from draftapprox_integrations.specpc.synthetic import make_tasks
+from draftapprox_integrations.models.embedded import cache_folder
+from draftapprox_integrations.specpc.calibration.calibrate import calibrate, choose_heads, reciprocal_rank
+from draftapprox_integrations.specpc.calibration.synthetic_tasks import make_tasks
+from draftapprox_integrations.specpc.scoring.heads import HeadSet, find_heads, fingerprint
 
 from ..conftest import DEMO, tiny_llama
 

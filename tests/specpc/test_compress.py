@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from draftapprox_integrations import SpecPC, SpecPCConfig, load_model
 from draftapprox_integrations.errors import BudgetError, DraftApproxError, InvalidInputError, ScoringError
-from draftapprox_integrations.tokenization import TextReader
+from draftapprox_integrations.models.tokenization import TextEncoder
 
 from ..conftest import DEMO, tiny_llama
 
@@ -421,7 +421,7 @@ def test_the_users_tokenizer_keeps_its_settings(tiny):
     backend.enable_truncation(5)
     backend.enable_padding(length=7)
     try:
-        assert len(TextReader(tiny.tokenizer).encode(["a b c d e f g h i j k"])[0].ids) > 10
+        assert len(TextEncoder(tiny.tokenizer).encode(["a b c d e f g h i j k"])[0].ids) > 10
         assert backend.truncation["max_length"] == 5
         assert backend.padding["length"] == 7
         assert backend.encode_special_tokens is False

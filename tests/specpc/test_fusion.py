@@ -13,10 +13,10 @@ from draftapprox_integrations import SpecPC, SpecPCConfig
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import SpecPCCompressor
 from draftapprox_integrations.llama_index import SpecPCPostprocessor
-from draftapprox_integrations.specpc.budget import Unit
-from draftapprox_integrations.specpc.fusion import fuse, similarities, standardized
-from draftapprox_integrations.specpc.ranking import in_context, sections_of, shared_out
-from draftapprox_integrations.specpc.words import Words, split_words
+from draftapprox_integrations.specpc.scoring.bm25 import BM25Index, split_words
+from draftapprox_integrations.specpc.scoring.fusion import fuse, similarities, standardized
+from draftapprox_integrations.specpc.text.packing import Unit
+from draftapprox_integrations.specpc.text.ranking import in_context, sections_of, shared_out
 
 TEXTS = ["Harbour\nThe crane lifts twelve tonnes.", "Ferry\nIt carries 148 passengers.", "Ferry\nIt is blue."]
 FLAT = torch.full((3,), 0.1)
@@ -69,15 +69,15 @@ def test_few_or_strange_texts(texts):
 
 
 def test_words_without_any():
-    assert Words(["", "..."], [0, 1]).scores("the bridge").tolist() == [0.0, 0.0]
-    assert Words(["a bridge", "a mill"], [0, 1]).scores("...").tolist() == [0.0, 0.0]
-    assert Words(["a bridge", "a mill"], [0, 1]).scores("bridge")[0] > 0
+    assert BM25Index(["", "..."], [0, 1]).scores("the bridge").tolist() == [0.0, 0.0]
+    assert BM25Index(["a bridge", "a mill"], [0, 1]).scores("...").tolist() == [0.0, 0.0]
+    assert BM25Index(["a bridge", "a mill"], [0, 1]).scores("bridge")[0] > 0
 
 
 def test_names_that_differ_in_one_letter_or_digit():
     texts = [f"Hall {name}\nIt seats {seats}." for name, seats in [("B", 40), ("C", 50), ("7", 60), ("8", 70)]]
     for number, name in enumerate("BC78"):
-        assert int(Words(texts, range(4)).scores(f"How many seats has Hall {name}?").argmax()) == number
+        assert int(BM25Index(texts, range(4)).scores(f"How many seats has Hall {name}?").argmax()) == number
     assert split_words(["Ann's hall, Ann\u2019s an"]) == [["ann", "hall", "ann"]]
 
 
@@ -87,7 +87,7 @@ def test_a_language_without_spaces():
         "\u7d75\u306f\u9752\u3044\u3002",
     ]  # the bridge is red, the picture is blue
     assert (
-        int(Words(texts, [0, 1]).scores("\u6a4b\u306e\u8272\u306f\uff1f").argmax()) == 0
+        int(BM25Index(texts, [0, 1]).scores("\u6a4b\u306e\u8272\u306f\uff1f").argmax()) == 0
     )  # what colour is the bridge?
 
 
@@ -96,7 +96,7 @@ def test_news_are_words_of_few_passages_that_the_question_lacks():
         f"The {kind} stands in the park, said {who}."
         for kind, who in zip("abcdef", ["Ada Marlow"] * 2 + ["he"] * 4, strict=True)
     ]
-    words = Words([text.replace("The a", "The mill") for text in texts], range(6))
+    words = BM25Index([text.replace("The a", "The mill") for text in texts], range(6))
     assert words.news(0, "Where is the mill?") == ["ada", "marlow"]  # "stands", "park" and "said" are everyone's
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.attention import attention_view, observing
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
+from draftapprox_integrations.models.attention import attention_view, observing
 from draftapprox_integrations.specpc import passages as passages_module
-from draftapprox_integrations.specpc.heads import HeadSet, fingerprint
-from draftapprox_integrations.specpc.passages import BUCKET, PIECE_TOKENS, PassageReader
-from draftapprox_integrations.specpc.prompt import PromptBuilder
+from draftapprox_integrations.specpc.scoring.heads import HeadSet, fingerprint
+from draftapprox_integrations.specpc.scoring.per_passage import BUCKET, PIECE_TOKENS, PassageReader
+from draftapprox_integrations.specpc.scoring.prompt import PromptBuilder
 
 from ..conftest import DEMO, tiny_llama
 

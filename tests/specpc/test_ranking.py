@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.specpc.ranking import PRIOR_TOKENS, highest_scores, sentence_scores
-from draftapprox_integrations.specpc.retrieval import compose_spans
+from draftapprox_integrations.frameworks.retrieval import compose_spans
+from draftapprox_integrations.specpc.text.ranking import PRIOR_TOKENS, highest_scores, sentence_scores
 
 tokens = st.lists(st.tuples(st.integers(0, 9), st.integers(-1, 4)), max_size=40)
 

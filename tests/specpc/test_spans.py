@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.specpc.spans import (
+from draftapprox_integrations.specpc.text.segmentation import (
     MAX_UNIT_CHARACTERS,
     join_spans,
     sentences,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from draftapprox_integrations import PassageStore, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
-from draftapprox_integrations.specpc.packing import pack_keys, unpack_keys
+from draftapprox_integrations.specpc.store.key_codec import pack_keys, unpack_keys
 
 
 def name(number):

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
-from draftapprox_integrations.attention import _observer
+from draftapprox_integrations.models.attention import _observer
 
 THREADS, REQUESTS = 8, 50
 

@@ -1,0 +1,1 @@
+"""The command line: `draftapprox ask`, `compress`, `ingest`, `calibrate`, `store`."""

@@ -1,0 +1,142 @@
+"""From a folder of files to the passages that fit a question: read, split, search. What the command line needs.
+
+Reading PDF is pypdf's work, ranking is bm25s's; in a LangChain or LlamaIndex pipeline use their loaders and retrievers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InvalidInputError, MissingDependencyError
+from ..specpc.text.segmentation import sentences
+
+SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst", ".pdf")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document.
+
+    Attributes:
+        text: Its text.
+        title: The document's title and, for a PDF, the page.
+        file: The document's file name.
+    """
+
+    text: str
+    title: str
+    file: str
+
+
+def read_file(path: Path) -> list[tuple[str, str]]:
+    """(title, text) of a document; of a PDF one for each page with text.
+
+    Raises:
+        InvalidInputError: no such file, or not text.
+        MissingDependencyError: a PDF, and pypdf is not installed.
+    """
+    try:
+        if path.suffix.lower() == ".pdf":
+            return _read_pdf(path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
+    if b"\0" in data[:4096]:
+        raise InvalidInputError(f"{path} is not a text file: it holds NUL bytes. Give text (UTF-8) or .pdf files.")
+    text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    if "\ufffd" in text and "\ufffd".encode() not in data:
+        logger.warning("%s is not UTF-8: what could not be read is shown as \ufffd", path)
+    return [(_title(text, path), text)]
+
+
+def read_folder(folder: Path, max_characters: int = 1000) -> list[Passage]:
+    """Passages of all documents under `folder`; unreadable files are skipped with a warning.
+
+    Args:
+        folder: Searched with its subfolders for .md, .txt, .rst and .pdf; a single file is taken as it is.
+        max_characters: Passages are whole sentences up to about this many characters.
+
+    Raises:
+        InvalidInputError: no such folder, or no text in it.
+    """
+    if not folder.exists():
+        raise InvalidInputError(f"there is no folder {str(folder)!r}")
+    files = [folder] if folder.is_file() else sorted(_documents_under(folder))
+    passages = []
+    for file in files:
+        try:
+            parts = read_file(file)
+        except InvalidInputError as error:
+            logger.warning("skipped: %s", error)
+            continue
+        passages += [Passage(piece, title, file.name) for title, text in parts for piece in split(text, max_characters)]
+    if not passages:
+        raise InvalidInputError(f"no text found under {str(folder)!r}; it looks for {', '.join(SUFFIXES)}")
+    return passages
+
+
+def _documents_under(folder: Path) -> Iterator[Path]:
+    def skipped(error: OSError) -> None:
+        logger.warning("skipped: cannot read %s: %s", error.filename, error.strerror or error)
+
+    for where, _, names in os.walk(folder, onerror=skipped):
+        yield from (Path(where, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+
+
+def split(text: str, max_characters: int) -> list[str]:
+    """Consecutive sentences up to about `max_characters`; a heading goes with what follows it."""
+    pieces: list[str] = []
+    start = end = None
+    for unit_start, unit_end in sentences(text):
+        heading = text[unit_start:unit_end].startswith("#")
+        full = start is not None and unit_end - start > max_characters
+        late_heading = start is not None and heading and unit_start - start > max_characters // 2
+        if start is not None and (full or late_heading):
+            pieces.append(text[start:end])
+            start = None
+        start = unit_start if start is None else start
+        end = unit_end
+    if start is not None:
+        pieces.append(text[start:end])
+    return pieces
+
+
+def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]:
+    """The `top_k` passages that BM25 ranks highest for `query`, best first."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress to stderr at level DEBUG
+    corpus = bm25s.tokenize([f"{p.title}\n{p.text}" for p in passages], stopwords="en", show_progress=False)
+    index = bm25s.BM25()
+    index.index(corpus, show_progress=False)
+    tokens = bm25s.tokenize(query, stopwords="en", show_progress=False)
+    found, _ = index.retrieve(tokens, k=min(top_k, len(passages)), show_progress=False)
+    return [passages[int(i)] for i in found[0]]
+
+
+def _read_pdf(path: Path) -> list[tuple[str, str]]:
+    try:
+        from pypdf import PdfReader
+    except ImportError as error:
+        raise MissingDependencyError('pypdf is needed: pip install "draftapprox-integrations[cli]"') from error
+    try:
+        reader = PdfReader(path)
+        title = (reader.metadata.title if reader.metadata else None) or path.stem
+        pages = [(f"{title}, page {number}", page.extract_text()) for number, page in enumerate(reader.pages, 1)]
+    except Exception as error:  # pypdf raises what it meets: broken, encrypted, or another package missing
+        raise InvalidInputError(f"cannot read {path}: {error}") from error
+    return [(name, text) for name, text in pages if text.strip()]
+
+
+def _title(text: str, path: Path) -> str:
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if path.suffix.lower() in (".md", ".markdown") and not first.startswith("#"):
+        return path.stem
+    first = first.lstrip("# ").strip()
+    return first if 0 < len(first) <= 100 else path.stem

@@ -1,0 +1,1 @@
+"""The SpecKV engine: requests, continuous queue, streams, and the pipeline that serves them."""

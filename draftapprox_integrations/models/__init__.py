@@ -1,0 +1,1 @@
+"""Loading models, observing their attention, tokenizers, names that can be saved."""

@@ -1,0 +1,188 @@
+"""Observe what a model attends to, without touching the model.
+
+transformers lets an attention function be registered under a name and looks that name up in the model's config.
+We register one: SDPA, plus a call to whichever observer is active in this context. So that the user's model keeps
+its own config, the observed model is a *view*: the same modules with the same tensors, only another config.
+
+    view = attention_view(model)
+    with observing(observer):
+        view(input_ids)           # observer.observe(...) is called once per attention layer
+    model(input_ids)              # never calls it; nor does `view` in another thread
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .compatibility import check_call, check_model
+
+IMPLEMENTATION = "draftapprox_sdpa"
+
+# attend(query, key, value): attention as [batch, new tokens, heads, head_dim]; the arguments as in `Observer.observe`
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Observer(Protocol):
+    """Sees the queries and keys of each attention layer as the model runs."""
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
+        """One attention layer is about to run.
+
+        Args:
+            layer: Index of the layer.
+            query: [batch, heads, new tokens, head_dim], after rotary embedding.
+            key: [batch, kv_heads, all tokens so far, head_dim], after rotary embedding, not repeated for GQA.
+            mask: None (causal, nothing padded), or broadcastable to [batch, heads, new tokens, all tokens]:
+                bool (True: may attend) or float (added to the logits).
+            scaling: Factor of query @ key in this layer.
+
+        Returns:
+            None: the layer computes SDPA. Or what computes its attention in this pass, in place of SDPA.
+
+        Raises:
+            StopForward: to end the forward pass here.
+        """
+
+
+class SelfAttending(Protocol):
+    """What a cache layer hands over in place of keys and values that are no dense tensors."""
+
+    def attend(self, query: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """Attention of query [batch, heads, new tokens, head_dim], as [batch, new tokens, heads, head_dim].
+
+        Args:
+            query, scaling: as for `Observer.observe`.
+            mask: as the layer's `get_mask_sizes` asked for it.
+        """
+
+
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by an observer that has seen enough; nothing after this layer's scores is computed."""
+
+
+_observer: ContextVar[Observer | None] = ContextVar("draftapprox_observer", default=None)
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Call `observer` for every attention layer that this thread (or task) runs inside the block."""
+    token = _observer.set(observer)
+    try:
+        yield
+    except StopForward:
+        pass
+    finally:
+        _observer.reset(token)
+
+
+def _observed_sdpa(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor | SelfAttending,
+    value: Any,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    check_call(module, query, attention_mask, kwargs)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not isinstance(key, Tensor):
+        return key.attend(query, attention_mask, factor), None
+    observer = _observer.get()
+    if observer is not None:
+        attend = observer.observe(int(module.layer_idx), query, key, attention_mask, factor)  # type: ignore[arg-type]
+        if attend is not None:
+            return attend(query, key, value), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+
+AttentionInterface.register(IMPLEMENTATION, _observed_sdpa)
+# Without a mask function of the same name padded batches would silently attend to their padding.
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+_views: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+_views_lock = threading.Lock()
+
+
+def attention_view(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model (same parameter and buffer tensors, no copy) whose attention can be observed.
+
+    `model`, its config and its methods are not changed. The view is made once per model and kept with it.
+
+    Raises:
+        UnsupportedModelError: see `check_model`.
+    """
+    with _views_lock:
+        view = _views.get(model)
+        if view is None:
+            view = _views[model] = _make_view(model)
+        return view
+
+
+def _make_view(model: PreTrainedModel) -> PreTrainedModel:
+    check_model(model)
+    view = share_weights(model)
+    view.config._attn_implementation = IMPLEMENTATION
+    view.eval()
+    return view
+
+
+def share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """New modules and a new config around the very same tensors: what is changed on it does not touch `model`."""
+    # deepcopy with every tensor already "copied" to itself
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def tail_attention(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, rows: int, budget: int = 1 << 22
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Softmax attention of the last `rows` queries, in pieces that stay small.
+
+    Args:
+        query, key, mask, scaling: as `Observer.observe` receives them.
+        rows: How many of the last queries; at most query.shape[2].
+        budget: Most float32 elements alive in one piece.
+
+    Yields:
+        (heads, these_rows, weights): which query heads, which of the `rows` queries, and float32 weights
+        [batch, heads in piece, rows in piece, keys] that sum to 1 over keys. Both slices are contiguous.
+    """
+    batch, heads, new, _ = query.shape
+    kv_heads, total = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    step = max(1, min(rows, budget // max(1, batch * group * total)))
+    causal = None if mask is not None else torch.arange(total, device=key.device)
+    for kv in range(kv_heads):
+        head_slice = slice(kv * group, (kv + 1) * group)
+        keys = key[:, kv : kv + 1].float().transpose(-1, -2)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            first, last = new - rows + start, new - rows + stop
+            logits = torch.matmul(query[:, head_slice, first:last].float() * scaling, keys)
+            if causal is not None:
+                positions = torch.arange(total - new + first, total - new + last, device=key.device)
+                logits.masked_fill_(causal[None, :] > positions[:, None], float("-inf"))
+            else:
+                assert mask is not None
+                piece = mask[:, head_slice] if mask.shape[1] == heads else mask
+                piece = piece[:, :, first:last, :total]
+                if piece.dtype == torch.bool:
+                    logits.masked_fill_(~piece, float("-inf"))
+                else:
+                    logits += piece
+            yield head_slice, slice(start, stop), torch.softmax(logits, dim=-1)

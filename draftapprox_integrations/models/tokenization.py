@@ -1,0 +1,142 @@
+"""Two uses of a tokenizer: reading text with character offsets, and counting tokens for a budget."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import InvalidInputError, ModelLoadError
+
+# A callable returns the tokens of a text (tiktoken's encode, llama-index's Settings.tokenizer) or their number.
+TokenizerSpec: TypeAlias = "str | os.PathLike[str] | PreTrainedTokenizerBase | Callable[[str], Any]"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids with the character span each came from; spans may touch or overlap, and are in order."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class TextEncoder:
+    """Encodes untrusted text: nothing in it becomes a special token, and no setting of the owner's tokenizer counts.
+
+    Works on a private copy, because padding, truncation and special-token settings of a fast tokenizer are
+    shared state that other threads may change.
+
+    Raises:
+        InvalidInputError: the tokenizer is a slow one without character offsets.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise InvalidInputError(
+                f"{type(tokenizer).__name__} has no character offsets. Load the fast tokenizer: "
+                "AutoTokenizer.from_pretrained(..., use_fast=True)."
+            )
+        self._backend: Tokenizer = copy.deepcopy(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Ids and character spans of each text, without special tokens."""
+        encodings = self._backend.encode_batch([_speakable(text) for text in texts], add_special_tokens=False)
+        return [Encoded(list(e.ids), [(int(a), int(b)) for a, b in e.offsets]) for e in encodings]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without special tokens."""
+        encodings = self._backend.encode_batch_fast([_speakable(text) for text in texts], add_special_tokens=False)
+        return [len(e) for e in encodings]
+
+
+class TokenCounter:
+    """Counts tokens the way the reader of the text will.
+
+    Args:
+        spec: A transformers tokenizer, a folder or hub id of one, a tiktoken encoding, or a callable from text to
+            tokens or to their number.
+        name: What to call it; None takes the tokenizer's own name.
+
+    Attributes:
+        name: What the counts are in, for the reader of a result.
+    """
+
+    def __init__(self, spec: TokenizerSpec, name: str | None = None):
+        if isinstance(spec, str | os.PathLike):
+            spec = _load_tokenizer(os.fspath(spec))
+        self._reader: TextEncoder | None = None
+        self._callable: Callable[[str], Any] | None = None
+        if isinstance(spec, PreTrainedTokenizerBase):
+            self.name = name or spec.name_or_path or type(spec).__name__
+            if isinstance(getattr(spec, "backend_tokenizer", None), Tokenizer):
+                self._reader = TextEncoder(spec)
+            else:
+                slow = spec
+                self._callable = lambda text: slow.encode(text, add_special_tokens=False)
+        elif hasattr(spec, "encode_ordinary") or callable(spec):
+            own_name = getattr(spec, "name", None) or getattr(spec, "__qualname__", None)
+            self.name = str(name or own_name or type(spec).__name__)
+            # tiktoken's `encode` refuses text that spells a special token; `encode_ordinary` reads it as text.
+            ordinary = getattr(getattr(spec, "__self__", spec), "encode_ordinary", None)
+            self._callable = spec if ordinary is None else ordinary
+            self.count(["a"])  # what is wrong with it is said now
+        else:
+            raise InvalidInputError(
+                "tokenizer must be a transformers tokenizer, a folder or hub id of one, or a function from text to "
+                f"tokens; got {type(spec).__name__}"
+            )
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, special tokens that a model would add not included.
+
+        Raises:
+            InvalidInputError: the user's function failed or returned neither tokens nor a number.
+        """
+        if self._reader is not None:
+            return self._reader.count(texts)
+        assert self._callable is not None
+        return [_number(self._callable, _speakable(text), self.name) if text else 0 for text in texts]
+
+
+def _number(function: Callable[[str], Any], text: str, name: str) -> int:
+    try:
+        found = function(text)
+        return int(found) if isinstance(found, Integral) else len(found)
+    except Exception as error:  # somebody else's code
+        raise InvalidInputError(
+            f"the tokenizer {name} must return the tokens of a text or their number; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    path = Path(name).expanduser()
+    local = path.exists()
+    if not local and name.startswith((".", "/", "~")):
+        raise ModelLoadError(f"there is no folder {name!r} to load a tokenizer from")
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path) if local else name, local_files_only=local
+        )
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelLoadError(f"could not load a tokenizer from {name!r}: {first_line}") from error
+    return loaded
+
+
+def _speakable(text: str) -> str:
+    """Lone surrogates, which no tokenizer can encode, become U+FFFD; the length stays the same."""
+    if text.isascii():
+        return text
+    return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)

@@ -1,0 +1,1 @@
+"""HTML heat maps of what was kept."""

@@ -1,0 +1,1 @@
+"""Cache layers that hold the kept KV pairs of a prompt."""

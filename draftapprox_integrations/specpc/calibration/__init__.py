@@ -1,0 +1,1 @@
+"""Find the attention heads of a draft that look at evidence."""

@@ -1,0 +1,1 @@
+"""Scorers: how much each sentence matters for a query. One file per scorer."""

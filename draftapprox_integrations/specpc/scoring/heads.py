@@ -1,0 +1,160 @@
+"""Which attention heads of a draft look at what answers a question: found once by calibration, kept as a small file.
+
+A file is keyed by the model's fingerprint, so that a fine-tune, another size or a renamed folder never gets heads that
+were measured on something else. Calibrated heads of some models come with the package; `draftapprox calibrate` adds
+your own to the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import InvalidInputError
+from ...models.embedded import cache_folder
+
+_PACKAGED = Path(__file__).parent / "calibrated"
+_FORMAT = 1
+_SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Heads whose attention finds evidence.
+
+    Attributes:
+        model: Name of the model they were found in.
+        fingerprint: As `fingerprint` of that model.
+        heads: (layer, query head), the best first; each counts the same.
+        measured: What calibration saw, for the reader of the file.
+    """
+
+    model: str
+    fingerprint: str
+    heads: tuple[tuple[int, int], ...]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple((int(layer), int(head)) for layer, head in self.heads))
+        if not self.heads:
+            raise ValueError("heads must name at least one (layer, head)")
+
+    @property
+    def last_layer(self) -> int:
+        """The last layer that has to run."""
+        return max(layer for layer, _ in self.heads)
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the file that `find_heads` will read; without `path`, into the cache folder.
+
+        Raises:
+            InvalidInputError: `path` is a folder, or something else than a file.
+        """
+        path = saved_heads() / f"{self.fingerprint}.json" if path is None else check_place(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": _FORMAT, **asdict(self)}
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HeadSet:
+        """Read a file.
+
+        Raises:
+            InvalidInputError: it is not such a file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content.pop("format") != _FORMAT:
+                raise ValueError("written by another version")
+            return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInputError(
+                f"{path} holds no calibrated heads ({error}). Make it again with draftapprox calibrate."
+            ) from error
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """The path, where a file can be written.
+
+    Raises:
+        InvalidInputError: it is a folder, or something else than a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{path} is not a file; name one for the heads, such as heads.json")
+    return path
+
+
+def check_heads(heads: HeadSet, model: PreTrainedModel) -> HeadSet:
+    """The heads, if they were found in this model.
+
+    Raises:
+        InvalidInputError: they were found in another one.
+    """
+    key, config = fingerprint(model), model.config.get_text_config()
+    layers, count = int(config.num_hidden_layers), int(config.num_attention_heads)
+    inside = all(0 <= layer < layers and 0 <= head < count for layer, head in heads.heads)
+    if not inside or (key is not None and key != heads.fingerprint):
+        raise InvalidInputError(
+            f"these heads were found in {heads.model} (fingerprint {heads.fingerprint}), the draft is another model "
+            f"(fingerprint {key}). Calibrate it: draftapprox calibrate --model NAME"
+        )
+    return heads
+
+
+def saved_heads() -> Path:
+    """The folder for heads that were calibrated on this machine."""
+    return cache_folder() / "heads"
+
+
+def fingerprint(model: PreTrainedModel) -> str | None:
+    """16 hex digits that tell models apart, whatever their precision; None where the weights are not at hand.
+
+    Made of the architecture's sizes and of all one-dimensional weights (norms, biases), rounded to bfloat16: these are
+    kept in full precision by quantized formats.
+    """
+    config = model.config.get_text_config()
+    names = ("model_type", *_SIZES)
+    digest = hashlib.sha256(repr([getattr(config, name, None) for name in names]).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.dim() != 1:
+            continue
+        if parameter.device.type == "meta":
+            return None
+        values = parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(name.encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def find_heads(model: PreTrainedModel) -> HeadSet | None:
+    """The calibrated heads of a model: this machine's, else the package's; None where it was never calibrated."""
+    key = fingerprint(model)
+    if key is None:
+        return None
+    for folder in (saved_heads(), _PACKAGED):
+        path = folder / f"{key}.json"
+        if not path.is_file():
+            continue
+        try:
+            found = HeadSet.load(path)
+        except InvalidInputError as error:
+            logger.warning("%s", error)
+            continue
+        if found.fingerprint == key:
+            return found
+    return None

@@ -1,0 +1,86 @@
+"""The SQLite file of a `PassageStore`: how it is told from others, made and opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from ...errors import InvalidInputError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS passages (name BLOB PRIMARY KEY, value BLOB, checksum INTEGER, used INTEGER);
+CREATE INDEX IF NOT EXISTS passages_used ON passages (used);
+"""
+_APPLICATION = 0x44415053  # in the file's header: this is a store
+_DATABASE_NAMES = {".db", ".sqlite", ".sqlite3", ".store"}
+
+
+class transaction:  # noqa: N801 - used like a function
+    """All or nothing, written at once."""
+
+    def __init__(self, database: sqlite3.Connection):
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._database.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def check_ours(path: Path) -> None:
+    """Raises:
+    InvalidInputError: the file is something else than a store, whole or damaged.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(100)
+    if head.startswith(b"SQLite format 3\0") and len(head) == 100:
+        ours = int.from_bytes(head[68:72], "big") == _APPLICATION
+    else:  # damaged, if its name speaks for it
+        ours = not head or path.suffix.lower() in _DATABASE_NAMES
+    if not ours:
+        raise InvalidInputError(f"{path} is not a store of passages. Name another file; it is made if it is missing.")
+
+
+def open_or_make(path: Path) -> sqlite3.Connection:
+    """The database, for reading and writing."""
+    database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts for a new file only
+    if database.execute("PRAGMA application_id").fetchone() == (0,):
+        database.execute(f"PRAGMA application_id = {_APPLICATION}")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("PRAGMA journal_size_limit = 67108864")
+    database.executescript(_SCHEMA)
+    return database
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """The database, where nothing can be written."""
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    try:
+        return _connect_read_only(uri)
+    except sqlite3.OperationalError:  # not even its helper files can be made
+        return _connect_read_only(f"{uri}&immutable=1")
+
+
+def _connect_read_only(uri: str) -> sqlite3.Connection:
+    database = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        database.close()
+        raise
+    return database
+
+
+def used_bytes(database: sqlite3.Connection) -> int:
+    """Bytes of the file's pages that are in use."""
+
+    def pragma(name: str) -> int:
+        return int(database.execute(f"PRAGMA {name}").fetchone()[0])
+
+    return (pragma("page_count") - pragma("freelist_count")) * pragma("page_size")

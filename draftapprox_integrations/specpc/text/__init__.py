@@ -1,0 +1,1 @@
+"""Text in, text out: split passages into sentences, rank them, pack them into a budget."""

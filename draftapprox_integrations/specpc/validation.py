@@ -1,0 +1,174 @@
+"""Check what users hand to SpecPC, and say what to do where it cannot be used."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import SpecPCConfig
+from ..errors import InvalidInputError
+from ..models.loading import LoadedModel
+
+
+def check_passages(passages: Any) -> list[str]:
+    """The passages as a list.
+
+    Raises:
+        InvalidInputError: not strings.
+    """
+    if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
+        raise InvalidInputError("passages must be a list of strings; wrap a single text as [text]")
+    passages = list(passages)
+    for index, passage in enumerate(passages):
+        if not isinstance(passage, str):
+            raise InvalidInputError(f"passages[{index}] must be a string; got {type(passage).__name__}")
+    return [str(passage) for passage in passages]  # a plain str, also for numpy's
+
+
+def check_query(query: Any) -> str:
+    """The query.
+
+    Raises:
+        InvalidInputError: empty, blank, or not a string.
+    """
+    if not isinstance(query, str) or not query.strip():
+        raise InvalidInputError(f"query must be a non-empty string: it tells what matters; got {query!r}")
+    return query
+
+
+def check_titles(titles: Any, passages: int) -> list[str | None]:
+    """One title or None per passage.
+
+    Raises:
+        InvalidInputError: another number of titles than passages.
+    """
+    if titles is None:
+        return [None] * passages
+    if isinstance(titles, str) or len(titles) != passages:
+        raise InvalidInputError(f"titles must be None or a list of {passages} titles, one per passage")
+    for index, title in enumerate(titles):
+        if title is not None and not isinstance(title, str):
+            raise InvalidInputError(f"titles[{index}] must be a string or None; got {type(title).__name__}")
+    return list(titles)
+
+
+def check_retriever_scores(scores: Any, passages: int) -> None:
+    """Raises:
+    InvalidInputError: not one number or None for each passage.
+    """
+    if scores is None:
+        return
+    if isinstance(scores, str | bytes) or len(scores) != passages:
+        raise InvalidInputError(
+            f"retriever_scores must be one number or None for each of the {passages} passages; got {len(scores)}"
+        )
+    for index, score in enumerate(scores):
+        if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
+            raise InvalidInputError(f"retriever_scores[{index}] must be a number or None; got {score!r}")
+
+
+def check_protect(protect: Any) -> list[str | re.Pattern[str]]:
+    """The patterns as a list; a single one is wrapped.
+
+    Raises:
+        InvalidInputError: neither strings nor compiled patterns.
+    """
+    patterns = [protect] if isinstance(protect, str | re.Pattern) else list(protect)
+    for pattern in patterns:
+        if not isinstance(pattern, str | re.Pattern) or pattern == "":
+            raise InvalidInputError(f"protect must be non-empty strings or compiled patterns; got {pattern!r}")
+    return patterns
+
+
+def as_config(config: Any) -> SpecPCConfig | None:
+    """A `SpecPCConfig`, also from a dict of its fields.
+
+    Raises:
+        InvalidInputError: something else, or a field that does not exist.
+    """
+    if config is None or isinstance(config, SpecPCConfig):
+        return config
+    if not isinstance(config, Mapping):
+        raise InvalidInputError(f"config must be a SpecPCConfig or a dict of its fields; got {type(config).__name__}")
+    known = [field.name for field in fields(SpecPCConfig)]
+    if unknown := [name for name in config if name not in known]:
+        raise InvalidInputError(f"SpecPCConfig has no {', '.join(unknown)}; its fields are {', '.join(known)}")
+    return SpecPCConfig(**config)
+
+
+def check_budget(max_tokens: Any, ratio: Any) -> None:
+    """At most one of the two is given, and is in range.
+
+    Raises:
+        InvalidInputError: names the argument, the value and the limit.
+    """
+    if max_tokens is not None and ratio is not None:
+        raise InvalidInputError(f"give max_tokens or ratio, not both; got {max_tokens!r} and {ratio!r}")
+    if max_tokens is not None and (
+        isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 1
+    ):
+        raise InvalidInputError(f"max_tokens must be an integer >= 1; got {max_tokens!r}")
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < float(ratio) <= 1):
+        raise InvalidInputError(f"ratio must be in (0, 1]; got {ratio!r}")
+
+
+def budget_in_tokens(max_tokens: int | None, ratio: float | None, default: int, total: int) -> int:
+    """The budget: `max_tokens`, or `ratio` of `total` (rounded down, at least 1), or `default`."""
+    if ratio is not None:
+        return max(1, math.floor(float(ratio) * total + 1e-9))
+    return default if max_tokens is None else int(max_tokens)
+
+
+def check_batch(
+    draft: LoadedModel, input_ids: Any, attention_mask: Any, protected: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (long), mask (bool) and protected positions (bool), all [batch, tokens] on the CPU.
+
+    A leading BOS is protected: every model was trained with it, and the paper's code may drop it.
+
+    Raises:
+        InvalidInputError: wrong shapes or types, an empty row, a row the draft cannot read.
+    """
+    ids = torch.as_tensor(input_ids).cpu()
+    ids = ids[None] if ids.dim() == 1 else ids
+    if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InvalidInputError(
+            f"input_ids must be integers of shape [batch, tokens]; got {ids.dtype} {list(ids.shape)}"
+        )
+    mask = _like(ids, "attention_mask", attention_mask, default=True)
+    protect = _like(ids, "protected", protected, default=False)
+    lengths = mask.sum(dim=1)
+    if ids.shape[0] == 0 or int(lengths.min()) == 0:
+        raise InvalidInputError("every row of input_ids needs at least one token that is not padding")
+    if int(lengths.max()) > draft.context_window:
+        raise InvalidInputError(
+            f"a prompt has {int(lengths.max())} tokens, {draft.name} reads at most {draft.context_window}. "
+            "Use compress(passages, query), which reads in groups, or a draft with a longer window."
+        )
+    real, vocabulary = ids[mask], draft.vocabulary
+    if int(real.min()) < 0 or int(real.max()) >= vocabulary:
+        raise InvalidInputError(
+            f"input_ids must be in [0, {vocabulary}) for {draft.name}; got {int(real.min())} to {int(real.max())}. "
+            "Ids of another model's tokenizer cannot be read; use compress on text."
+        )
+    bos = getattr(draft.model.config.get_text_config(), "bos_token_id", None)
+    if isinstance(bos, int):
+        protect = protect | (mask & (mask.cumsum(dim=1) == 1) & (ids == bos))
+    return ids.long(), mask, protect & mask
+
+
+def _like(ids: Tensor, name: str, given: Any, *, default: bool) -> Tensor:
+    if given is None:
+        return torch.full(ids.shape, default, dtype=torch.bool)
+    tensor = torch.as_tensor(given).cpu().bool()
+    tensor = tensor[None] if tensor.dim() == 1 else tensor
+    if tensor.shape != ids.shape:
+        raise InvalidInputError(f"{name} must have the shape of input_ids {list(ids.shape)}; got {list(tensor.shape)}")
+    return tensor
