@@ -44,10 +44,10 @@ bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for t
 	$(if $(DATA),$(BIN)/python -m benchmarks.retention --data $(DATA),@echo "give DATA=... for benchmarks.retention")
 
 notebooks: install-dev ## execute every notebook of the cookbook and rewrite its outputs
-	COOKBOOK_REWRITE=1 $(BIN)/python -m pytest -m notebooks tests/test_cookbook.py
+	COOKBOOK_REWRITE=1 $(BIN)/python -m pytest -m notebooks tests/integration/project/test_cookbook.py
 
 families: install-dev ## try every model family of transformers and rewrite docs/families.md
-	FAMILIES_REWRITE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_families.py
+	FAMILIES_REWRITE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/integration/models/test_families.py
 
 docs: install-dev ## the documentation, as a site in site/
 	$(BIN)/mkdocs build --strict

@@ -9,8 +9,7 @@ from langchain_core.language_models import LangSmithParams
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from ..engine.engine import SpecKV
-from ..frameworks.llm import EngineReference
-from ..frameworks.llm import SpecKVBase
+from ..frameworks.llm import EngineReference, SpecKVBase
 from ..models.references import shown_name
 from ..results import Generation
 

@@ -1,7 +1,7 @@
 """Which models can be observed exactly. The others are refused with an error: they must never be silently wrong.
 
 Three nets, one behind the other: the model (`check_model`), each call of its attention (`check_call`), and each pass
-(`Reports`). None of them knows a model's name; `tests/test_families.py` casts them over every family of transformers,
+(`Reports`). None of them knows a model's name; `tests/integration/models/test_families.py` casts them over every family of transformers,
 docs/families.md has the result.
 """
 

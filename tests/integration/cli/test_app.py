@@ -1,0 +1,98 @@
+"""The command line, run as users run it: a process with stdin, stdout, stderr and an exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEMO
+
+DRAFTAPPROX = Path(sys.executable).parent / "draftapprox"
+QUESTION = "On what date did the Candlemas Storm come?"
+
+
+def run(*arguments, stdin=b""):
+    return subprocess.run([DRAFTAPPROX, *map(str, arguments)], input=stdin, capture_output=True, timeout=300)
+
+
+def test_ask_answers_and_shows_what_was_kept(tmp_path):
+    page = tmp_path / "page.html"
+    done = run(
+        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
+        "--max-tokens", 150, "--compare", "--html", page,
+    )  # fmt: skip
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    kept, answer = out.split("answer", 1)
+    assert "2 February 1938" in " ".join(kept.replace("\u2502", " ").split())
+    assert "characters dropped ...]" in kept
+    assert answer.strip(" \u2500\u256e\u2502\n")
+    assert "Ingrid Falkner" in out
+    for shown in ("Retrieved 4 of", "BM25", "Kept", "of", "tokens", "answer from the full context", "prompt tokens"):
+        assert shown in out
+    assert "Candlemas" in page.read_text()
+    assert "museum" in (tmp_path / "page-2.html").read_text()
+    assert "Traceback" not in done.stderr.decode()
+
+
+def test_ask_with_fewer_kv_pairs():
+    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--top-k", 3, "--method", "speckv", "--kv", 64, "--compare")
+    out = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    kept = next(line.split() for line in out.splitlines() if line.startswith("KV pairs kept per head"))
+    assert kept[-2] == "64"
+    assert int(kept[-1].replace(",", "")) > 300
+    for step in ("guess", "prefill", "decode"):
+        assert step in out
+    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--ratio", 0.5)
+    assert done.returncode == 1
+    assert "--method full does not" in " ".join(done.stderr.decode().split())
+
+
+def test_compress_stdin_to_text():
+    text = (DEMO / "docs" / "three-storms.md").read_bytes()
+    done = run("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "2 February 1938" in done.stdout.decode()
+    assert len(done.stdout) < 0.2 * len(text)
+    assert "tokens" in done.stderr.decode()
+
+
+def test_compress_files_to_json():
+    files = [DEMO / "docs" / "three-storms.md", DEMO / "docs" / "rescue-service-report.pdf"]
+    done = run("compress", *files, "-q", QUESTION, "--ratio", 0.05, "--json", "--granularity", "word")
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads(done.stdout)
+    assert result["titles"][0].startswith("Three Storms")
+    assert result["tokens_after"] <= result["budget"] < 0.06 * result["tokens_before"]
+    assert result["draft"] == "SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["ask", "why?", "--docs", "/nowhere"], b"", "there is no folder '/nowhere'"),
+        (["ask", "  ", "--docs", DEMO / "docs"], b"", "query must be a non-empty string"),
+        (["ask", "why?", "--docs", DEMO / "docs", "--ratio", 3], b"", "ratio must be in (0, 1]; got 3.0"),
+        (["compress", "-q", " ", "--max-tokens", 5], b"text", "query must be a non-empty string"),
+        (["compress", "-q", "why?", "--html", "/nowhere/x.html"], b"text", "cannot write /nowhere/x.html"),
+        (["compress", "-q", "why?", "/nowhere.txt"], b"", "cannot read /nowhere.txt"),
+        (["compress", "-q", "why?"], b"\x00\x01", "standard input is not text"),
+        (["compress", "-q", "why?", "--draft", "/nowhere"], b"text", "there is no file or folder '/nowhere'"),
+        (["compress", "-q", "why?", "--max-tokens", 0], b"text", "max_tokens must be an integer >= 1; got 0"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(arguments, stdin, message):
+    done = run(*arguments, stdin=stdin)
+    assert done.returncode == 1
+    assert message in " ".join(done.stderr.decode().split())
+    assert "Traceback" not in done.stderr.decode()
+    assert done.stdout == b""
+
+
+def test_empty_input_is_no_error():
+    done = run("compress", "-q", "why?", stdin=b"")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.strip() == b""

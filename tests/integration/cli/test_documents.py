@@ -1,0 +1,83 @@
+import json
+import os
+
+import pytest
+
+from draftapprox_integrations.cli.documents import read_file, read_folder, search, split
+from draftapprox_integrations.errors import InvalidInputError
+from tests.conftest import DEMO
+
+QUESTIONS = json.loads((DEMO / "questions.json").read_text())
+
+
+def squeezed(text):
+    return " ".join(text.split())
+
+
+def test_the_demo_is_large_enough_to_need_compression(smol):
+    passages = read_folder(DEMO / "docs")
+    assert {p.file.rsplit(".", 1)[1] for p in passages} == {"md", "txt", "pdf"}
+    assert sum(smol._counter.count([p.text for p in passages])) > 8_000
+
+
+@pytest.mark.parametrize("item", QUESTIONS, ids=lambda item: item["document"])
+def test_each_demo_question_has_its_evidence_retrieved(item):
+    found = search(read_folder(DEMO / "docs"), item["question"], 12)
+    assert any(item["evidence"] in squeezed(p.text) and p.file == item["document"] for p in found)
+    assert all(any(answer in squeezed(p.text) for p in found) for answer in item["answers"][:1])
+
+
+@pytest.mark.parametrize("path", sorted((DEMO / "docs").iterdir()), ids=lambda p: p.name)
+def test_splitting_loses_no_word(path):
+    for _, text in read_file(path):
+        pieces = split(text, 500)
+        assert " ".join(pieces).split() == text.split()
+        assert all(len(piece) < 1200 for piece in pieces)
+
+
+def test_a_heading_goes_with_its_text():
+    text = "# A\n\nFirst part here.\n\n## B\n\nSecond part here, a little longer.\n"
+    assert split(text, 40) == ["# A\n\nFirst part here.", "## B\n\nSecond part here, a little longer."]
+
+
+def test_odd_files(tmp_path, caplog):
+    (tmp_path / "binary.txt").write_bytes(b"\x00\x01\x02")
+    (tmp_path / "latin.txt").write_bytes("Caf\u00e9 am Meer.".encode("latin-1"))
+    (tmp_path / "bom.md").write_bytes("\ufeff# Title\n\nText.".encode())
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 nonsense")
+    (tmp_path / "ignored.bin").write_bytes(b"x")
+    passages = read_folder(tmp_path)
+    assert {(p.file, p.title) for p in passages} == {("latin.txt", "Caf\ufffd am Meer."), ("bom.md", "Title")}
+    assert "binary.txt is not a text file" in caplog.text
+    assert "cannot read" in caplog.text
+    for name in ("binary.txt", "missing.txt"):
+        with pytest.raises(InvalidInputError):
+            read_file(tmp_path / name)
+    with pytest.raises(InvalidInputError, match="no folder"):
+        read_folder(tmp_path / "nowhere")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(InvalidInputError, match="no text found"):
+        read_folder(tmp_path / "sub")
+
+
+def test_other_encodings_and_closed_folders_are_said(tmp_path, caplog, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes("Das Café öffnet um acht.".encode("latin-1"))
+    (tmp_path / "closed").mkdir()
+
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", str(tmp_path / "closed")))  # root is never refused
+        return real(folder)
+
+    real = os.walk
+    monkeypatch.setattr(os, "walk", walk)
+    (found,) = read_folder(tmp_path)
+    assert found.text == "Das Caf\ufffd \ufffdffnet um acht."
+    assert "latin.txt is not UTF-8" in caplog.text
+    assert f"skipped: cannot read {tmp_path / 'closed'}: Permission denied" in caplog.text
+
+
+def test_a_single_file_and_more_passages_asked_for_than_there_are():
+    passages = read_folder(DEMO / "docs" / "three-storms.md")
+    assert len(search(passages, "storm", 1000)) == len(passages)
+    assert search(passages, "\u6a4b?!", 2)  # no word in common is no error

@@ -1,0 +1,205 @@
+"""SpecPCCompressor in real LangChain pipelines."""
+
+import copy
+import pickle
+
+import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+
+from draftapprox_integrations.cli.documents import read_folder, search
+from draftapprox_integrations.errors import InvalidInputError
+from draftapprox_integrations.langchain import SpecPCCompressor
+from tests.conftest import DEMO
+
+QUESTION = "On what date did the Candlemas Storm come?"
+FACTS = [
+    "The Candlemas Storm came on 2 February 1938. It took the roof of the school. Nobody was hurt.",
+    "The dairy makes four kinds of cheese. The oldest is aged for fourteen months. It is sold in the shop.",
+    "The ferry sails six times a day. On Sundays it sails twice. Dogs travel free of charge.",
+]
+
+
+def documents(texts=FACTS):
+    return [
+        Document(id=f"doc-{i}", page_content=text, metadata={"source": f"f{i}.md", "nested": {"page": i}})
+        for i, text in enumerate(texts)
+    ]
+
+
+class Spans(BaseCallbackHandler):
+    def __init__(self):
+        self.started, self.parents, self.outputs = {}, {}, {}
+
+    def _start(self, serialized, inputs, *, run_id, parent_run_id=None, name=None, **_):
+        self.started[run_id], self.parents[run_id] = name, parent_run_id
+
+    on_chain_start = on_retriever_start = _start
+
+    def _end(self, outputs, *, run_id, **_):
+        self.outputs[run_id] = outputs
+
+    on_chain_end = on_retriever_end = _end
+
+    def run_of(self, name):
+        return next(run for run, started in self.started.items() if started == name)
+
+
+def test_one_output_per_input_with_everything_but_the_text_unchanged(smol):
+    inputs = documents()
+    before = copy.deepcopy(inputs)
+    out = SpecPCCompressor(smol, max_tokens=24, on_empty="keep_best").compress_documents(inputs, QUESTION)
+    assert inputs == before
+    assert [d.id for d in out] == ["doc-0", "doc-1", "doc-2"]
+    for new, old in zip(out, inputs, strict=True):
+        note = new.metadata.pop("specpc")
+        assert new.page_content == "\n".join(old.page_content[a:b] for a, b in note["kept"])
+        assert new.metadata == old.metadata
+        assert new.metadata["nested"] is not old.metadata["nested"]
+    assert "2 February 1938" in out[0].page_content
+
+
+def test_drop_leaves_out_empty_documents(smol):
+    out = SpecPCCompressor(smol, max_tokens=14).compress_documents(documents()[::-1], QUESTION)
+    assert [d.id for d in out] == ["doc-0"]
+    assert SpecPCCompressor(smol, max_tokens=14).compress_documents([], QUESTION) == []
+
+
+async def test_every_way_to_call_it_gives_the_same(smol):
+    part = SpecPCCompressor(smol, ratio=0.3)
+    request = {"documents": documents(), "query": QUESTION}
+    expected = part.compress_documents(documents(), QUESTION)
+    assert part.invoke(request) == expected
+    assert await part.ainvoke(request) == expected
+    assert await part.acompress_documents(documents(), QUESTION) == expected
+    assert part.batch([request, request]) == [expected, expected]
+    assert list(part.stream(request)) == [expected]
+    assert (RunnablePassthrough() | part).invoke(request) == expected
+
+
+class Bm25(BaseRetriever):
+    """The demo documents through the project's own BM25 search."""
+
+    passages: list
+    k: int = 8
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        found = search(self.passages, query, self.k)
+        return [
+            Document(id=str(self.passages.index(p)), page_content=p.text, metadata={"title": p.title, "source": p.file})
+            for p in found
+        ]
+
+
+@pytest.fixture(scope="module")
+def retriever():
+    return Bm25(passages=read_folder(DEMO / "docs"))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_contextual_compression_retriever(smol, retriever, mode):
+    part = SpecPCCompressor(smol, max_tokens=150)
+    compressed = ContextualCompressionRetriever(base_compressor=part, base_retriever=retriever)
+    spans = Spans()
+    config = {"callbacks": [spans]}
+    found = compressed.invoke(QUESTION, config) if mode == "sync" else await compressed.ainvoke(QUESTION, config)
+    plain = {d.id: d for d in retriever.invoke(QUESTION)}
+    assert [d.id for d in found] == [i for i in plain if i in {d.id for d in found}]  # the retriever's order
+    for document in found:
+        original = plain[document.id]
+        kept = document.metadata["specpc"]["kept"]
+        assert document.page_content == "\n".join(original.page_content[a:b] for a, b in kept)
+        assert {k: v for k, v in document.metadata.items() if k != "specpc"} == original.metadata
+    assert any("2 February 1938" in d.page_content for d in found)
+    assert sum(smol._counter.count([d.page_content for d in found])) <= 150
+    run = spans.run_of("SpecPCCompressor")  # a span of its own, child of the retriever's
+    assert spans.started[spans.parents[run]] == "ContextualCompressionRetriever"
+    assert spans.outputs[run] == found
+
+
+def test_a_chain_reads_the_compressed_context(smol, embedded_model, retriever):
+    prompts = []
+
+    def generate(value):
+        prompts.append(value.to_messages()[0].content)
+        messages = [{"role": "user", "content": value.to_messages()[0].content}]
+        text = embedded_model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = embedded_model.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        out = embedded_model.model.generate(**ids, max_new_tokens=24, do_sample=False)
+        return embedded_model.tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    compressed = ContextualCompressionRetriever(
+        base_compressor=SpecPCCompressor(smol, max_tokens=150), base_retriever=retriever
+    )
+    chain = (
+        {
+            "context": compressed | (lambda docs: "\n\n".join(d.page_content for d in docs)),
+            "question": RunnablePassthrough(),
+        }
+        | ChatPromptTemplate.from_template(
+            "Use the context to answer the question in one sentence.\n\nContext:\n{context}\n\nQuestion: {question}"
+        )
+        | RunnableLambda(generate)
+        | StrOutputParser()
+    )
+    assert chain.invoke(QUESTION)
+    (prompt,) = prompts
+    assert "The Candlemas Storm came on 2 February 1938." in " ".join(prompt.split())
+    assert smol._counter.count([prompt])[0] < 200
+
+
+def test_in_a_pipeline_of_compressors(smol):
+    pipeline = DocumentCompressorPipeline(
+        transformers=[SpecPCCompressor(smol, max_tokens=40), SpecPCCompressor(smol, max_tokens=14)]
+    )
+    assert [d.id for d in pipeline.compress_documents(documents(), QUESTION)] == ["doc-0"]
+
+
+def test_errors_are_raised_or_passed_through(smol):
+    with pytest.raises(InvalidInputError, match="query must be"):
+        SpecPCCompressor(smol, max_tokens=9).compress_documents(documents(), "")
+    lenient = SpecPCCompressor(smol, max_tokens=9, on_error="passthrough")
+    assert lenient.compress_documents(documents(), "") == documents()
+    with pytest.raises(InvalidInputError, match="ratio must be in"):
+        SpecPCCompressor(smol, ratio=7)
+
+
+def test_misspelt_settings_and_wrong_input_are_refused(smol):
+    with pytest.raises(ValueError, match="max_token"):
+        SpecPCCompressor(smol, max_token=5)
+    part = SpecPCCompressor(smol, max_tokens=5)
+    for wrong in ({"documents": [], "question": "?"}, "text", {"documents": ["text"], "query": "?"}):
+        with pytest.raises(InvalidInputError, match="must be"):
+            part.invoke(wrong)
+    with pytest.raises(InvalidInputError, match="not to the call"):
+        part.bind(max_tokens=40).invoke({"documents": documents(), "query": QUESTION})
+
+
+def test_pickles_without_weights(smol):
+    part = SpecPCCompressor(smol, max_tokens=14, protect=["ferry"])
+    data = pickle.dumps(part)
+    assert len(data) < 5_000
+    copied = pickle.loads(data)
+    assert copied == part
+    assert copied.compress_documents(documents(), QUESTION) == part.compress_documents(documents(), QUESTION)
+    assert copied._reference.get().draft is smol.draft
+
+
+def test_names_in_graphs_and_schemas():
+    part = SpecPCCompressor(max_tokens=9)
+    assert part.get_name() == "SpecPCCompressor"
+    schema = part.get_input_jsonschema()
+    assert set(schema["$defs"]["CompressorInput"]["properties"]) == {"documents", "query"}
+    assert part.model_dump()["draft"] == "default"
+
+
+def test_ingest_wants_documents(smol):
+    for given in (["a text"], Document("one alone")):
+        with pytest.raises(InvalidInputError, match="ingest takes a list of LangChain documents"):
+            SpecPCCompressor(smol).ingest(given)

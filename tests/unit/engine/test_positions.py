@@ -1,0 +1,189 @@
+"""Kept tokens at their positions in the whole prompt: equal to a loop that is told them and has no cache."""
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations.engine.patch import patch_model
+from draftapprox_integrations.engine.registry import as_method
+from draftapprox_integrations.errors import InvalidInputError, UnsupportedModelError
+from draftapprox_integrations.models.attention import attention_view
+from draftapprox_integrations.speckv.prefill import prefill
+from tests.conftest import tiny_llama
+from tests.unit.models.test_attention import family
+from tests.unit.speckv.test_prefill import KEPT, batch_of, model_of
+
+SPECPC = SpecPCConfig(max_capacity_prompt=30, window_size=6, kernel_size=5, positions="original")
+CASCADE = SpecKVPCConfig(specpc=SPECPC, speckv=SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3))
+CONFIGS = {"specpc": SPECPC, "cascade": CASCADE}
+LENGTHS = [(80,), (80, 61, 25)]  # 25 tokens fit SpecPC's 30
+NEW = 8
+
+
+def prompts_of(lengths):
+    ids, mask, _ = batch_of(lengths)
+    return ids, mask, [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def causal(tokens):
+    """A mask that transformers takes as it is, so that none of its guesses about positions come into it."""
+    return torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
+
+
+@torch.no_grad()
+def naive_kept(name, row, places, guess, config):
+    """SpecKV's choice by loops over eager attention: layer -> LongTensor [1, kv_heads, capacity]."""
+    model = model_of(name, "eager")
+    whole, at = torch.cat([row, guess]), torch.cat([places, places[-1] + 1 + torch.arange(len(guess))])
+    mask = torch.zeros(1, 1, len(whole), len(whole)).masked_fill(~causal(len(whole)), -torch.inf)
+    out = model(whole[None], attention_mask=mask, position_ids=at[None], output_attentions=True, use_cache=False)
+    columns, half = len(row) - config.window_size - 1, config.kernel_size // 2
+    found = {}
+    for layer, attention in enumerate(out.attentions):
+        heads = []
+        for kv in range(2):
+            score = attention[0, 2 * kv : 2 * kv + 2, columns:, :columns].amax(dim=(0, 1)).tolist()
+            pooled = [max(score[max(i - half, 0) : i + half + 1]) for i in range(columns)]
+            best = sorted(range(columns), key=lambda i: (-pooled[i], i))
+            best = best[: config.max_capacity_prompt - config.window_size]
+            heads.append(sorted(best + list(range(columns, len(row) - 1))))
+        found[layer] = torch.tensor(heads)[None]
+    return found
+
+
+@torch.no_grad()
+def naive_answer(name, row, places, kept):
+    """Greedy tokens and their logits, one whole forward pass for each; `kept` pairs only, where it is given."""
+    model = model_of(name, "test_sdpa_masked" if kept else "sdpa")
+    whole, at, logits = row, places, []
+    for _ in range(NEW):
+        KEPT.update({layer: (chosen, len(row)) for layer, chosen in kept.items()})
+        try:
+            out = model(whole[None], attention_mask=causal(len(whole)), position_ids=at[None], use_cache=False)
+        finally:
+            KEPT.clear()
+        logits.append(out.logits[0, -1])
+        whole, at = torch.cat([whole, logits[-1].argmax()[None]]), torch.cat([at, at[-1:] + 1])
+    return whole[len(row) :].tolist(), torch.stack(logits)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=["one", "padded"])
+@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_logits_and_tokens_equal_a_loop_that_is_told_the_positions(name, config, lengths):
+    _, _, rows = prompts_of(lengths)
+    target, draft = model_of(name), family("qwen3", "sdpa")
+    seen = []
+    found = SpecKV(target, draft, config).generate(
+        rows, max_new_tokens=NEW, logits_processor=[lambda _, scores: seen.append(scores.clone()) or scores]
+    )
+    ours = torch.stack(seen, dim=1)
+    for index, row in enumerate(rows):
+        guessed = NEW if config is CASCADE else None  # the guess looks at the prompt too
+        places = SpecPC(draft, SPECPC).select(torch.tensor([row]), lookahead_tokens=guessed).indices[0]
+        if len(row) > 30:
+            assert len(places) == 30
+            assert places[-1] == len(row) - 1
+            assert (places.diff() > 1).any()
+        short, kept = torch.tensor(row)[places], {}
+        if config is CASCADE:
+            guess = torch.tensor(found[index].lookahead_ids)
+            assert len(guess) == NEW
+            kept = naive_kept(name, short, places, guess, CASCADE.speckv)
+        expected, logits = naive_answer(name, short, places, kept)
+        assert found[index].token_ids == expected
+        torch.testing.assert_close(ours[index], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
+def test_a_row_of_a_batch_a_stream_and_the_drop_in_write_the_same(tiny_tokenizer, config):
+    target = tiny_llama(eos_token_id=None)
+    target.generation_config.eos_token_id = None
+    draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
+    engine = SpecKV((target, tiny_tokenizer), (draft, tiny_tokenizer), config)
+    ids, mask, rows = prompts_of((80, 61, 25))
+    together = engine.generate(rows, max_new_tokens=NEW)
+    for row, found in zip(rows, together, strict=True):
+        assert engine.generate(row, max_new_tokens=NEW)[0].token_ids == found.token_ids
+        assert "".join(engine.stream(row, max_new_tokens=NEW)) == found.text
+    with patch_model(target, draft, config) as patched:
+        out = patched.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        with pytest.raises(InvalidInputError, match="needs the cache"):
+            patched.generate(ids, attention_mask=mask, max_new_tokens=NEW, use_cache=False)
+    assert torch.equal(out[:, :80], ids)
+    assert out[:, 80:].tolist() == [found.token_ids for found in together]
+
+
+def test_what_is_not_said_is_renumbered_and_what_fits_is_left_alone():
+    _, _, rows = prompts_of((80,))
+    target, draft = model_of("llama"), family("qwen3", "sdpa")
+
+    def first_logits(row, **changes):
+        seen = []
+        config = SpecPCConfig(max_capacity_prompt=30, window_size=6, kernel_size=5, **changes)
+        SpecKV(target, draft, config).generate(
+            row, max_new_tokens=1, logits_processor=[lambda _, scores: seen.append(scores.clone()) or scores]
+        )
+        return seen[0]
+
+    default, renumbered = first_logits(rows[0]), first_logits(rows[0], positions="renumber")
+    assert torch.equal(default, renumbered)
+    assert (default - first_logits(rows[0], positions="original")).abs().max() > 0.1
+    assert torch.equal(first_logits(rows[0][:25]), first_logits(rows[0][:25], positions="original"))
+
+
+def test_the_lookahead_goes_on_after_the_prompts_last_position():
+    ids, mask, guesses = batch_of((20, 14))
+    view, seen = attention_view(model_of("llama")), []
+    handle = view.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    places = torch.zeros_like(ids)
+    places[0], places[1, 6:] = torch.arange(20) * 3, torch.arange(14) + 5
+    prefill(view, ids, mask, guesses, CASCADE.speckv, position_ids=places)
+    handle.remove()
+    assert seen[0]["position_ids"][0].tolist() == [*range(0, 60, 3), 58, 59, 60, 60]  # the guess of 3 is padded to 4
+    assert seen[0]["position_ids"][1, 6:].tolist() == list(range(5, 23))
+
+
+def test_the_whole_prompt_must_fit_the_window():
+    target, draft = model_of("llama"), tiny_llama(vocab_size=128)
+    row = [3] * 500
+    with pytest.raises(InvalidInputError, match="500 tokens.*beyond its window of 512 with 13.*'renumber'"):
+        SpecKV(target, draft, SPECPC).generate(row, max_new_tokens=13)
+    with (
+        patch_model(target, draft, SPECPC) as patched,
+        pytest.raises(InvalidInputError, match="beyond its window of 512"),
+    ):
+        patched.generate(torch.tensor([row]), max_new_tokens=13)
+    SpecKV(target, draft, SPECPC).generate(row, max_new_tokens=12)
+    renumbered = SpecPCConfig(max_capacity_prompt=30, window_size=6)
+    SpecKV(target, draft, renumbered).generate(row, max_new_tokens=13)
+
+
+def test_a_model_without_positions_is_refused():
+    target = BloomForCausalLM(BloomConfig(vocab_size=128, hidden_size=16, n_layer=2, n_head=2)).eval()
+    with pytest.raises(UnsupportedModelError, match="BloomForCausalLM cannot be told positions"):
+        SpecKV(target, family("qwen3", "sdpa"), SPECPC)
+    with pytest.raises(InvalidInputError, match="position_ids cannot be used"):
+        SpecKV(model_of("llama"), family("qwen3", "sdpa"), SPECPC).generate([1, 2], position_ids=torch.arange(2)[None])
+
+
+def test_the_cascade_follows_specpc_unless_it_says_otherwise():
+    assert SpecKVPCConfig().resolved_positions() == "renumber"
+    assert CASCADE.resolved_positions() == "original"
+    assert SpecKVPCConfig(specpc=SPECPC, positions="renumber").resolved_positions() == "renumber"
+    saved = {"specpc": {"max_capacity_prompt": 30}, "speckv": {}, "positions": "original"}
+    assert as_method("speckvpc", saved)[1].resolved_positions() == "original"
+    for kind in (SpecPCConfig, SpecKVPCConfig):
+        with pytest.raises(ValueError, match="positions must be one of 'renumber', 'original'.*got 'old'"):
+            kind(positions="old")
+
+
+def test_the_loader_gives_models_whose_positions_count():
+    """A position beyond the last is not the same as one that was counted: the models of these tests can tell."""
+    target = load_model(model_of("qwen2")).model
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        counted = target(ids, attention_mask=causal(10)).logits
+        gap = target(ids, attention_mask=causal(10), position_ids=torch.tensor([[*range(9), 20]])).logits
+    assert (counted[0, -1] - gap[0, -1]).abs().max() > 0.1

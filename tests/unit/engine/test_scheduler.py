@@ -1,0 +1,319 @@
+"""Many readers, one engine: batches, fairness, cancellation, timeouts, errors, closing."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+
+from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
+from draftapprox_integrations.engine.requests import Request, Sampling
+from draftapprox_integrations.engine.scheduler import Scheduler
+from draftapprox_integrations.engine.streams import Stream
+from draftapprox_integrations.errors import (
+    EngineClosedError,
+    GenerationTimeoutError,
+    InvalidInputError,
+    ScoringError,
+)
+from draftapprox_integrations.results import Generation, Usage
+from tests.conftest import ticking, tiny_llama
+
+TIGHT = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
+LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. Today it is a small museum. " * 3
+
+
+@pytest.fixture
+def pair(tiny_tokenizer):
+    target = tiny_llama(eos_token_id=None)
+    target.generation_config.eos_token_id = None
+    draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
+    return load_model((target, tiny_tokenizer)), load_model((draft, tiny_tokenizer))
+
+
+def prompts(count):
+    return [f"{number}. {LONG[number:]}" for number in range(count)]
+
+
+async def test_32_streams_at_once_half_of_them_cancelled(pair):
+    engine = SpecKV(*pair, TIGHT)
+    texts = prompts(32)
+    alone = [engine.generate(text, max_new_tokens=24)[0].text for text in texts]
+
+    async def read(number):
+        found = ""
+        async for piece in engine.astream(texts[number], max_new_tokens=24):
+            found += piece
+            if number % 4 == 1 and len(found) > 3:
+                break  # the reader leaves
+        return found
+
+    async with ticking(0.005) as ticks:
+        tasks = [asyncio.create_task(read(number)) for number in range(32)]
+        await asyncio.sleep(0.05)
+        for number in range(3, 32, 4):
+            tasks[number].cancel()  # or its task is cancelled
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=120)
+    for number in range(0, 32, 2):
+        assert results[number] == alone[number]
+    for number in range(1, 32, 4):
+        assert alone[number].startswith(results[number])
+    assert ticks() > 20  # the event loop went on all the while
+    deadline = time.monotonic() + 20
+    while engine._scheduler._thread is not None and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert engine._scheduler._thread is None
+    assert engine.generate(texts[0], max_new_tokens=24)[0].text == alone[0]
+
+
+def test_waiting_requests_of_one_kind_run_as_one_batch(pair):
+    engine = SpecKV(*pair, TIGHT)
+    sizes = []
+    serve = engine.serve
+    engine.serve = lambda requests: sizes.append(len(requests)) or serve(requests)
+    streams = engine.submit(prompts(8), max_new_tokens=5)
+    streams += engine.submit(prompts(2), max_new_tokens=3, stop="e")  # other lengths and stops fit in
+    streams += engine.submit(prompts(2), max_new_tokens=3, temperature=0.9, seed=1)  # repeatable, so alone
+    streams += engine.submit(["short", "also short"], max_new_tokens=3)  # nothing to drop
+    streams += engine.submit(prompts(2), max_new_tokens=3, repetition_penalty=1.2)
+    results = [stream.result() for stream in streams]
+    assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 8]
+    assert [len(result.token_ids) for result in results[:8]] == [5] * 8
+    assert all(result.timings["queued"] >= 0 for result in results)
+
+
+def test_company_does_not_change_an_answer(pair):
+    engine = SpecKV(*pair, TIGHT)
+    texts = [*prompts(5), "short", "quite short"]
+    options = [{"max_new_tokens": 4 + number, "stop": "a" if number % 2 else ()} for number in range(7)]
+    alone = [engine.generate(text, **option)[0] for text, option in zip(texts, options, strict=True)]
+    streams = [engine.submit(text, **option)[0] for text, option in zip(texts, options, strict=True)]
+    for expected, stream in zip(alone, streams, strict=True):
+        found = stream.result()
+        assert (found.token_ids, found.text, found.finish_reason, found.usage) == (
+            expected.token_ids, expected.text, expected.finish_reason, expected.usage,
+        )  # fmt: skip
+
+
+def order_of(calls, max_batch_size=1):
+    """The order in which prompts of several calls are served; each call a list of prompt lengths."""
+    served = []
+    started = threading.Event()
+
+    def serve(requests):
+        started.wait(10)
+        served.extend(request.ids[0] for request in requests)
+        return [Generation("", [], Usage(1, 0, 1, 1), {}, "length") for _ in requests]
+
+    worker = Scheduler(max_batch_size)
+    streams = []
+    for number, lengths in enumerate(calls):
+        call = [Stream(Request([100 * number + i] * n, 5, Sampling()), None) for i, n in enumerate(lengths)]
+        streams += call
+        worker.submit(call, serve)
+    time.sleep(0.05)  # the first is taken
+    started.set()
+    for stream in streams:
+        stream.result()
+    return served
+
+
+def test_calls_take_turns():
+    assert order_of([[5] * 4, [5], [5] * 2]) == [0, 100, 200, 1, 201, 2, 3]
+    # batches reach over calls, but not over lengths too different to share one without much padding
+    assert order_of([[5, 500], [5], [500]], max_batch_size=8) == [0, 100, 200, 1]
+
+
+async def test_a_cancelled_request_that_still_waits_is_never_run(pair):
+    engine = SpecKV(*pair, TIGHT)
+    first, *waiting = await engine.asubmit(prompts(9), max_new_tokens=20, temperature=0.5, seed=3)
+    for stream in waiting:
+        stream.cancel()
+    steps = []
+    handle = pair[0].model.register_forward_pre_hook(lambda *_: steps.append(1))
+    assert len((await first.result()).token_ids) == 20
+    while engine._scheduler._thread is not None:
+        await asyncio.sleep(0.01)
+    handle.remove()
+    assert len(steps) <= 20
+
+
+@pytest.mark.parametrize("stage", ["lookahead", "prefill"])
+def test_cancelling_before_the_first_token(pair, stage):
+    engine = SpecKV(*pair, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=500))
+    (stream,) = engine.submit(LONG, max_new_tokens=2)
+    draft_steps, target_layers = [], []
+    layer = pair[0].model.model.layers[0] if stage == "lookahead" else None
+
+    def cancel_in_lookahead(*_):
+        draft_steps.append(1)
+        if stage == "lookahead" and len(draft_steps) == 3:
+            stream.cancel()
+
+    handles = [pair[1].model.register_forward_pre_hook(cancel_in_lookahead)]
+    if stage == "prefill":
+        view = engine._pipeline._view
+        handles.append(view.model.layers[1].register_forward_pre_hook(lambda *_: stream.cancel()))
+        handles.append(view.model.layers[2].register_forward_pre_hook(lambda *_: target_layers.append(1)))
+    found = stream.result()
+    for handle in handles:
+        handle.remove()
+    assert found.finish_reason == "cancelled"
+    assert len(draft_steps) < 10 or stage == "prefill"
+    assert not target_layers
+    assert layer is None or engine.generate(LONG, max_new_tokens=2)
+
+
+def test_a_timeout_ends_the_generation(pair):
+    engine = SpecKV(*pair, TIGHT)
+    with pytest.raises(GenerationTimeoutError, match=r"longer than 0.05 s.*Raise timeout"):
+        list(engine.stream(LONG, max_new_tokens=3000, timeout=0.05))
+    with pytest.raises(GenerationTimeoutError):
+        asyncio.run(engine.agenerate(LONG, max_new_tokens=3000, timeout=0.05))
+    with pytest.raises(InvalidInputError, match="timeout must be more than 0"):
+        engine.submit(LONG, timeout=0)
+    assert list(engine.stream(LONG, max_new_tokens=2, timeout=60))
+
+
+def test_an_error_reaches_the_request_it_belongs_to(pair):
+    target, draft = pair
+    engine = SpecKV(target, draft, TIGHT)
+    texts = prompts(4)
+    expected = [engine.generate(text, max_new_tokens=6)[0].token_ids for text in texts]
+
+    def too_much(module, args, kwargs):  # as running out of memory would: only in company
+        if kwargs["input_ids"].shape[0] > 1:
+            raise RuntimeError("out of memory")
+
+    handle = target.model.register_forward_pre_hook(too_much, with_kwargs=True)
+    streams = engine.submit(texts, max_new_tokens=6)
+    assert [stream.result().token_ids for stream in streams] == expected  # each again by itself
+    handle.remove()
+
+    def broken(module, args, kwargs):
+        raise RuntimeError("out of order")
+
+    handle = draft.model.register_forward_pre_hook(broken, with_kwargs=True)
+    for stream in engine.submit(texts, max_new_tokens=6):
+        with pytest.raises(RuntimeError, match="out of order"):
+            stream.result()
+    handle.remove()
+    assert [stream.result().token_ids for stream in engine.submit(texts, max_new_tokens=6)] == expected
+
+
+def test_a_row_whose_logits_are_nan_fails_alone(pair):
+    target, _ = pair
+    engine = SpecKV(*pair, SpecKVConfig(max_capacity_prompt=4000))
+    texts = ["Bread is baked.", "Bridges are red.", "Mills are old."]
+    expected = engine.generate(texts, max_new_tokens=8)
+    steps = []
+
+    def poison(module, args, output):
+        steps.append(1)
+        if len(steps) == 4:
+            output.logits[1] = torch.nan
+
+    handle = target.model.register_forward_hook(poison)
+    streams = engine.submit(texts, max_new_tokens=8)
+    assert streams[0].result().token_ids == expected[0].token_ids
+    with pytest.raises(ScoringError, match="logits are NaN"):
+        streams[1].result()
+    assert streams[2].result().token_ids == expected[2].token_ids
+    handle.remove()
+
+
+def test_closing_ends_what_runs_and_frees_the_memory(tiny_tokenizer):
+    target, draft = tiny_llama(eos_token_id=None), tiny_llama()
+    target.generation_config.eos_token_id = None
+    gone = [weakref.ref(target), weakref.ref(target.lm_head.weight), weakref.ref(draft)]
+    engine = SpecKV((target, tiny_tokenizer), (draft, tiny_tokenizer), TIGHT)
+    running, waiting = engine.submit(LONG, max_new_tokens=3000) + engine.submit(LONG, max_new_tokens=5, seed=1)
+    pieces = running.pieces()
+    next(pieces)
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        list(pieces)
+    with pytest.raises(EngineClosedError):
+        waiting.result()
+    for call in (lambda: engine.generate("x"), lambda: list(engine.stream("x")), lambda: engine.target):
+        with pytest.raises(EngineClosedError, match="make a new one"):
+            call()
+    engine.close()
+    assert repr(engine) == "SpecKV(closed)"
+    del target, draft, running, waiting, pieces
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+
+
+def test_an_engine_that_nobody_holds_goes_by_itself(tiny_tokenizer):
+    target = tiny_llama()
+    gone = weakref.ref(target)
+    engine = SpecKV((target, tiny_tokenizer), "self", TIGHT)
+    list(engine.stream(LONG, max_new_tokens=3))
+    (worker,) = [t for t in threading.enumerate() if t.name == "speckv-worker"] or [None]
+    if worker is not None:
+        worker.join(10)
+    del target, engine
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_target_drafts_for_itself(pair):
+    target, _ = pair
+    config = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
+    engine = SpecKV(target, "self", config)
+    found = engine.generate([LONG, LONG[50:]], max_new_tokens=8)
+    # what fits 256 tokens is guessed from the whole prompt: the same as the target as its own draft
+    assert [g.token_ids for g in found] == [
+        SpecKV(target, target, config).generate(text, max_new_tokens=8)[0].token_ids for text in (LONG, LONG[50:])
+    ]
+    seen = []
+    handle = target.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    (found,) = engine.generate(LONG * 10, max_new_tokens=3)
+    handle.remove()
+    assert len(found.lookahead_ids) == 6
+    tokens = len(target.tokenizer(LONG * 10)["input_ids"])
+    assert seen[0] == tokens // 4  # it wrote the guess from a quarter of the prompt
+
+
+@pytest.mark.parametrize("name", ["specpc", "speckvpc"])
+def test_a_shorter_prompt_for_the_target(pair, name):
+    target, draft = pair
+    specpc = SpecPCConfig(max_capacity_prompt=80, window_size=16)
+    config = specpc if name == "specpc" else SpecKVPCConfig(specpc=specpc, speckv=TIGHT)
+    engine = SpecKV(target, draft, config)
+    texts = [LONG, LONG[60:], LONG[:90]]
+    together = engine.generate(texts, max_new_tokens=8)
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = engine.generate(text, max_new_tokens=8)
+        assert alone.token_ids == found.token_ids
+        tokens = len(target.tokenizer(text)["input_ids"])
+        assert found.usage.prompt_tokens == tokens
+        assert found.usage.kept_prompt_tokens == min(tokens, 80)
+        assert found.usage.kept_kv == min(tokens, 80 if name == "specpc" else 24)
+    ids = target.tokenizer(LONG)["input_ids"]
+    protected = [False] * len(ids)
+    protected[5:30] = [True] * 25
+    (stream,) = engine.submit([ids], protected=[protected], max_new_tokens=1)
+    assert stream.result().usage.kept_prompt_tokens == 80
+    # a prompt beyond the target's window is fine once SpecPC has cut it; the draft must be able to read it
+    long = SpecKV(tiny_pair_with_window(target, 128), draft, config)
+    assert long.generate(LONG * 2, max_new_tokens=3)[0].usage.kept_prompt_tokens == 80
+    with pytest.raises(InvalidInputError, match="different vocabularies.*SpecPC.compress"):
+        SpecKV(load_model((tiny_llama(vocab_size=600), None)), draft, config)
+    with pytest.raises(InvalidInputError, match="needs a draft"):
+        SpecKV(target, None, config)
+
+
+def tiny_pair_with_window(target, window):
+    return load_model((tiny_llama(max_position_embeddings=window), target.tokenizer))
+
+
+def test_bad_batch_sizes(pair):
+    with pytest.raises(ValueError, match="max_batch_size must be an integer >= 1; got 0"):
+        SpecKV(*pair, TIGHT, max_batch_size=0)

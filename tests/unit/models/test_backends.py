@@ -1,0 +1,218 @@
+"""Targets and drafts with another attention than SDPA: what ours computes is SDPA, and the answers are the same.
+
+flash-attn's kernels need a GPU. What stands in for them here follows their documentation, below transformers' own code:
+masks, unpadding and the choice of kernel are transformers'.
+"""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import masking_utils
+from transformers import modeling_flash_attention_utils as flash_utils
+from transformers.integrations import flex_attention as flex_utils
+
+from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations.engine.patch import patch_model
+from draftapprox_integrations.errors import MissingDependencyError, ModelLoadError
+from draftapprox_integrations.models.attention import IMPLEMENTATION, attention_view
+from draftapprox_integrations.speckv.prefill import prefill
+from tests.conftest import tiny_llama
+from tests.unit.models.test_attention import family
+from tests.unit.speckv.test_prefill import batch_of, decode, model_of
+
+SPECKV = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
+SPECPC = {"max_capacity_prompt": 30, "window_size": 6, "kernel_size": 5}
+CONFIGS = {
+    "speckv": SpecKVConfig(**SPECKV),
+    "full": SpecKVConfig(max_capacity_prompt=400),
+    "adaptive": SpecKVConfig(**SPECKV, head_budgets="adaptive"),
+    "int8": SpecKVConfig(**SPECKV, kv_quantization="int8"),
+    "specpc": SpecPCConfig(**SPECPC),
+    "specpc, original": SpecPCConfig(**SPECPC, positions="original"),
+    "cascade": SpecKVPCConfig(specpc=SpecPCConfig(**SPECPC), speckv=SpecKVConfig(**SPECKV)),
+    "cascade, original": SpecKVPCConfig(
+        specpc=SpecPCConfig(**SPECPC), speckv=SpecKVConfig(**SPECKV), positions="original"
+    ),
+}
+NEW = 8
+
+
+class Kernels(ModuleType):
+    """flash_attn as its documentation has it: causal to the lower right, windows, sequences one after the other."""
+
+    def __init__(self):
+        super().__init__("flash_attn")
+        self.calls = []
+
+    def _attend(self, q, k, v, scale, causal, window):
+        left, right = window
+        offset = len(k) - len(q)
+        rows, columns = torch.arange(len(q))[:, None] + offset, torch.arange(len(k))
+        seen = torch.ones(len(q), len(k), dtype=torch.bool)
+        if causal:
+            seen &= columns <= rows
+        if left >= 0:
+            seen &= columns >= rows - left
+        if right >= 0:
+            seen &= columns <= rows + right
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        logits = torch.einsum("qhd,khd->hqk", q, k) * scale
+        return torch.einsum("hqk,khd->qhd", logits.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+    def flash_attn_func(self, q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        self.calls.append("dense")
+        rows = [self._attend(*row, softmax_scale, causal, window_size) for row in zip(q, k, v, strict=True)]
+        return torch.stack(rows)
+
+    def flash_attn_varlen_func(
+        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,
+        causal=False, window_size=(-1, -1),
+    ):  # fmt: skip
+        self.calls.append("varlen")
+        out = torch.zeros_like(q)
+        pieces = zip(cu_seqlens_q.unfold(0, 2, 1).tolist(), cu_seqlens_k.unfold(0, 2, 1).tolist(), strict=True)
+        for (a, b), (c, d) in pieces:
+            out[a:b] = self._attend(q[a:b], k[c:d], v[c:d], softmax_scale, causal, window_size)
+        return out
+
+    def flash_attn_with_kvcache(self, *args, **kwargs):
+        raise AssertionError("paged caches are not ours")
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    found, padding = Kernels(), ModuleType("flash_attn.bert_padding")
+    padding.pad_input, padding.unpad_input = flash_utils._pad_input, flash_utils._unpad_input
+    monkeypatch.setitem(sys.modules, "flash_attn", found)
+    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
+    monkeypatch.setattr(flash_utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(flash_utils, "_loaded_implementation", None)  # and again afterwards: it must be looked up anew
+    yield found
+    flash_utils._loaded_implementation = None
+
+
+def rows_of(lengths):
+    ids, mask, _ = batch_of(lengths)
+    return ids, mask, [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def written(target, draft, config, rows):
+    """Ids and logits of each step."""
+    seen = []
+    found = SpecKV(target, draft, config).generate(
+        rows, max_new_tokens=NEW, logits_processor=[lambda _, scores: seen.append(scores.clone()) or scores]
+    )
+    return [one.token_ids for one in found], torch.stack(seen)
+
+
+@pytest.mark.parametrize("lengths", [(80,), (80, 61, 25), (80, 61, 9)], ids=["one", "padded", "one fits whole"])
+@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
+def test_flash_attention_gives_what_sdpa_gives(kernels, name, config, lengths):
+    _, _, rows = rows_of(lengths)
+    expected = written(model_of(name), family("qwen3", "sdpa"), config, rows)
+    assert not kernels.calls
+    target, draft = model_of(name, "flash_attention_2"), family("qwen3", "sdpa")
+    draft.config._attn_implementation = "flash_attention_2"
+    found = written(target, draft, config, rows)
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    assert target.config._attn_implementation == draft.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize("lengths", [(80,), (80, 61, 25)], ids=["one", "padded"])
+def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels, lengths):
+    ids, mask, guesses = batch_of(lengths)
+    model = model_of("llama", "flash_attention_2")
+    view = attention_view(model)
+    cache, _ = prefill(view, ids, mask, guesses, CONFIGS["speckv"])
+    SpecPC(model, CONFIGS["specpc"]).select(ids, mask)
+    assert not kernels.calls
+    assert (view.config._attn_implementation, model.config._attn_implementation) == (
+        IMPLEMENTATION,
+        "flash_attention_2",
+    )
+    more = torch.randint(0, 128, (len(lengths), 6), generator=torch.Generator().manual_seed(2))
+    whole, whole_mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
+    found = decode(model, cache, whole, whole_mask, [1, 1, 3, 2])  # one by one, and a second turn's longer pieces
+    assert kernels.calls
+    calls = len(kernels.calls)
+    again, _ = prefill(view, ids, mask, guesses, CONFIGS["speckv"])
+    torch.testing.assert_close(found, decode(view, again, whole, whole_mask, [1, 1, 3, 2]), rtol=1e-4, atol=1e-4)
+    assert len(kernels.calls) == calls
+
+
+def test_who_decodes(kernels):
+    """The user's kernel, but where heads are ragged."""
+    _, _, rows = rows_of((80,))
+    for name, users in {"speckv": True, "specpc": True, "adaptive": False, "cascade, original": True}.items():
+        kernels.calls.clear()
+        written(model_of("llama", "flash_attention_2"), family("qwen3", "sdpa"), CONFIGS[name], rows)
+        assert bool(kernels.calls) == users, name
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_gaps_are_one_prompt_to_flash_attention(kernels, first):
+    """transformers looks in positions for several prompts in one row; the first token need not be the prompt's."""
+    ids, places = torch.arange(5, 17)[None], torch.tensor([[first, 4, 5, 9, 10, 11, 12, 13, 20, 21, 22, 23]])
+    options = {"position_ids": places, "max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    expected = model_of("llama").generate(ids, **options).logits[0]
+    found = model_of("llama", "flash_attention_2").generate(ids, **options).logits[0]
+    assert set(kernels.calls) == {"varlen"}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_drop_in_with_flash_attention(kernels):
+    ids, mask, _ = rows_of((80, 61, 25))
+    for config in CONFIGS.values():
+        out = []
+        for implementation in ("sdpa", "flash_attention_2"):
+            model = model_of("llama", implementation)
+            with patch_model(model, model_of("llama"), config) as patched:
+                out.append(
+                    patched.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
+                )
+        assert torch.equal(*out)
+
+
+@pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
+@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
+def test_eager_gives_what_sdpa_gives(config, lengths):
+    _, _, rows = rows_of(lengths)
+    expected = written(model_of("gemma3_text"), family("qwen3", "sdpa"), config, rows)
+    found = written(model_of("gemma3_text", "eager"), family("qwen3", "eager"), config, rows)
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
+@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
+def test_flex_attention_gives_what_sdpa_gives(monkeypatch, config, lengths):
+    # its unfused form: compiling needs a C++ compiler
+    mask = masking_utils.create_block_mask
+    monkeypatch.setattr(
+        masking_utils, "create_block_mask", lambda *args, **kw: mask(*args, **(kw | {"_compile": False}))
+    )
+    monkeypatch.setattr(flex_utils.WrappedFlexAttention, "__call__", lambda self: flex_utils.flex_attention)
+    _, _, rows = rows_of(lengths)
+    expected = written(model_of("llama"), family("qwen3", "sdpa"), config, rows)
+    found = written(model_of("llama", "flex_attention"), family("qwen3", "flex_attention"), config, rows)
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_load_model_passes_the_implementation_on(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    plain, eager = load_model(tmp_path), load_model(tmp_path, attn_implementation="eager", dtype="bfloat16")
+    assert plain.model.config._attn_implementation == "sdpa"
+    assert (eager.model.config._attn_implementation, eager.dtype) == ("eager", torch.bfloat16)
+    assert load_model(tmp_path, attn_implementation="eager", dtype="bfloat16") is eager
+    with pytest.raises(MissingDependencyError, match=r"needs another package.*[Ff]lash"):
+        load_model(tmp_path, attn_implementation="flash_attention_2")
+    with pytest.raises(ModelLoadError, match="could not load"):
+        load_model(tmp_path, attn_implementation="quick")

@@ -1,0 +1,207 @@
+"""Passages read alone, the question read alone: against a plain loop, and what the store spares."""
+
+import math
+
+import pytest
+import torch
+
+from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations.errors import InvalidInputError, ScoringError
+from draftapprox_integrations.models.attention import attention_view, observing
+from draftapprox_integrations.specpc.scoring import per_passage as passages_module
+from draftapprox_integrations.specpc.scoring.heads import HeadSet, fingerprint
+from draftapprox_integrations.specpc.scoring.per_passage import BUCKET, PIECE_TOKENS, PassageReader
+from draftapprox_integrations.specpc.scoring.prompt import PromptBuilder
+from tests.conftest import DEMO, tiny_llama
+
+HEADS = ((2, 1), (0, 3), (2, 0))
+TEXTS = ["The mill was built in 1821.", "A bridge. It is red and long and old.", "Bread is baked at five o'clock."]
+TITLES = ["Mill", None, "Bakery"]
+QUESTION = "What colour is the bridge?"
+
+
+def head_set(draft, heads=HEADS):
+    return HeadSet(draft.name, fingerprint(draft.model), heads)
+
+
+def reader_of(draft, store=None, heads=HEADS):
+    return PassageReader(draft, attention_view(draft.model), PromptBuilder(draft), head_set(draft, heads), store)
+
+
+class Seen:
+    """Everything that one forward pass computes, at every layer."""
+
+    def __init__(self):
+        self.query, self.key, self.scaling = {}, {}, {}
+
+    def observe(self, layer, query, key, mask, scaling):
+        self.query[layer], self.key[layer], self.scaling[layer] = query[0], key[0], scaling
+
+
+@torch.no_grad()
+def see(draft, ids, positions):
+    seen = Seen()
+    with observing(seen):
+        attention_view(draft.model)(input_ids=torch.tensor([ids]), position_ids=torch.tensor([positions]))
+    return seen
+
+
+def plain_loop(draft, texts, titles, question):
+    """Scores as the module's docstring tells, with one pass and one product at a time."""
+    builder = PromptBuilder(draft)
+    head, asked = builder.head, builder.question(question)
+    encoded = builder.reader.encode(texts)
+    headers = [builder.reader.encode([f"[1] {title}\n" if title else "[1] "])[0].ids for title in titles]
+    runs = [
+        see(draft, ids := [*head, *header, *text.ids], range(len(ids)))
+        for header, text in zip(headers, encoded, strict=True)
+    ]
+
+    def query_at(place):
+        start = len(head) + (place // BUCKET + 1) * BUCKET
+        return see(draft, asked, range(start, start + len(asked)))
+
+    sink = see(draft, head, range(len(head)))
+    total = [[0.0] * len(text.ids) for text in encoded]
+    for layer, index in HEADS:
+        kv = index // 2
+        scaling = runs[0].scaling[layer]
+        weights = []  # per token of the question: logits of all passages' tokens, titles included
+        for t in range(len(asked)):
+            first = query_at(0)
+            row = [float(first.query[layer][index, t] @ sink.key[layer][kv, s]) * scaling for s in range(len(head))]
+            for header, text, run in zip(headers, encoded, runs, strict=True):
+                for place in range(len(header) + len(text.ids)):
+                    seen = query_at(place)
+                    row.append(float(seen.query[layer][index, t] @ run.key[layer][kv, len(head) + place]) * scaling)
+            largest = max(row)
+            powers = [math.exp(x - largest) for x in row]
+            weights.append([p / sum(powers) for p in powers[len(head) :]])
+        highest = [max(column) for column in zip(*weights, strict=True)]
+        at = 0
+        for number, (header, text) in enumerate(zip(headers, encoded, strict=True)):
+            for i in range(len(text.ids)):
+                total[number][i] += highest[at + len(header) + i] / sum(highest) / len(HEADS)
+            at += len(header) + len(text.ids)
+    return total
+
+
+def test_scores_are_those_of_a_plain_loop(tiny, monkeypatch):
+    monkeypatch.setattr(passages_module, "BUCKET", 8)
+    monkeypatch.setitem(globals(), "BUCKET", 8)  # the loop's
+    monkeypatch.setattr(passages_module, "pack_keys", lambda keys: keys)  # what int8 does is tested with the store
+    monkeypatch.setattr(passages_module, "unpack_keys", lambda keys, pairs: keys)
+    reader = reader_of(tiny)
+    found, read = reader.scores(reader.builder.reader.encode(TEXTS), TITLES, QUESTION)
+    for row, expected in zip(found, plain_loop(tiny, TEXTS, TITLES, QUESTION), strict=True):
+        assert torch.allclose(row, torch.tensor(expected), atol=1e-5)
+    assert float(sum(row.sum() for row in found)) < 1  # the rest lies on titles
+    assert read > sum(len(text.ids) for text in reader.builder.reader.encode(TEXTS))
+
+
+def test_the_size_of_batches_changes_nothing(tiny, monkeypatch):
+    reader = reader_of(tiny)
+    encoded = reader.builder.reader.encode(TEXTS)
+    together, _ = reader.scores(encoded, TITLES, QUESTION)
+    monkeypatch.setattr(passages_module, "BATCH_TOKENS", 1)
+    alone, _ = reader.scores(encoded, TITLES, QUESTION)
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_layers_behind_the_last_head_do_not_run(tiny_tokenizer):
+    draft = load_model((tiny_llama(num_hidden_layers=6), tiny_tokenizer))
+    ran = []
+    for number, layer in enumerate(attention_view(draft.model).model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    reader = reader_of(draft)
+    reader.scores(reader.builder.reader.encode(TEXTS), TITLES, QUESTION)
+    assert set(ran) == {0, 1}  # of layer 2 the attention is asked for, its MLP is not
+
+
+def test_what_is_in_the_store_is_not_read_again(tiny):
+    store = PassageStore()
+    reader = reader_of(tiny, store)
+    encoded = reader.builder.reader.encode(TEXTS)
+    first, cold = reader.scores(encoded, TITLES, QUESTION)
+    again, warm = reader.scores(encoded, TITLES, QUESTION)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    question = reader.builder.question(QUESTION)
+    assert warm == len(question)
+    assert cold > warm + sum(len(text.ids) for text in encoded)
+    _, other = reader.scores(encoded, ["Mill", "Another title", "Bakery"], QUESTION)
+    assert warm < other < cold
+    assert reader.ingest(encoded, TITLES) == 0
+
+
+def test_other_heads_or_another_model_find_nothing_of_it(tiny, tiny_tokenizer):
+    store = PassageStore()
+    encoded = reader_of(tiny).builder.reader.encode(TEXTS)
+    reader_of(tiny, store).ingest(encoded, TITLES)
+    assert reader_of(tiny, store, ((1, 0),)).ingest(encoded, TITLES) > 0
+    other = load_model((tiny_llama(rms_norm_eps=1e-5), tiny_tokenizer))
+    with torch.no_grad():
+        other.model.model.norm.weight.mul_(1.5)
+    assert reader_of(other, store).ingest(encoded, TITLES) > 0
+
+
+def test_a_passage_much_longer_than_the_window(tiny_tokenizer):
+    draft = load_model((tiny_llama(max_position_embeddings=256), tiny_tokenizer))
+    text = (DEMO / "docs" / "three-storms.md").read_text() * 4
+    pc = SpecPC(draft, SpecPCConfig(scoring="heads"), heads=head_set(draft))
+    result = pc.compress([text, TEXTS[1]], QUESTION, max_tokens=200)
+    assert result.tokens_before > 16 * 256
+    assert 100 < result.tokens_after <= 200
+    assert all(math.isfinite(score) for passage in result.passages for _, _, score in passage.heat)
+
+
+def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny, monkeypatch):
+    largest = 0
+    run = PassageReader._run
+
+    def watch(self, rows, positions):
+        nonlocal largest
+        largest = max(largest, len(rows) * len(rows[0]))
+        return run(self, rows, positions)
+
+    monkeypatch.setattr(PassageReader, "_run", watch)
+    reader = reader_of(tiny)
+    (text,) = reader.builder.reader.encode([(DEMO / "docs" / "three-storms.md").read_text()])
+    copies = 100_000 // len(text.ids) + 1
+    scores, read = reader.scores([text] * copies, [f"Copy {i}" for i in range(copies)], QUESTION)
+    assert sum(len(row) for row in scores) > 100_000
+    assert read > 100_000
+    assert largest <= max(passages_module.BATCH_TOKENS, PIECE_TOKENS + 64)
+
+
+def test_nan_is_an_error(tiny_tokenizer):
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight.fill_(torch.nan)
+    draft = load_model((model, tiny_tokenizer))
+    pc = SpecPC(draft, heads=head_set(draft))
+    with pytest.raises(ScoringError, match="NaN or infinite"):
+        pc.compress(TEXTS, QUESTION, max_tokens=5)
+
+
+def test_a_question_or_a_title_that_fills_the_window(tiny_tokenizer):
+    draft = load_model((tiny_llama(max_position_embeddings=128), tiny_tokenizer))
+    pc = SpecPC(draft, heads=head_set(draft))
+    with pytest.raises(InvalidInputError, match="Shorten it"):
+        pc.compress(TEXTS, "why? " * 100, max_tokens=5)
+    with pytest.raises(InvalidInputError, match="Give a shorter title"):
+        pc.compress(TEXTS, QUESTION, titles=["a long title " * 30, None, None], max_tokens=5)
+
+
+def test_empty_passages_and_emoji(tiny):
+    pc = SpecPC(tiny, heads=head_set(tiny))
+    result = pc.compress(["", "  ", "\U0001f600 is a face. \U0001f680 flies.", "Two. Three."], "face?", max_tokens=8)
+    assert [passage.text for passage in result.passages[:2]] == ["", ""]
+    assert 0 < result.tokens_after <= 8
+
+
+def test_without_heads_scoring_heads_says_what_to_do(tiny):
+    with pytest.raises(InvalidInputError, match="draftapprox calibrate --model"):
+        SpecPC(tiny, SpecPCConfig(scoring="heads")).compress(TEXTS, QUESTION, max_tokens=5)
+    with pytest.raises(InvalidInputError, match="calibrated heads"):
+        SpecPC(tiny).ingest(TEXTS)
