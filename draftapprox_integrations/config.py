@@ -6,11 +6,10 @@ configuration can be copied over word for word.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 Granularity = Literal["token", "word", "sentence"]
-Scoring = Literal["fused", "heads", "paper"]
 PoolType = Literal["max", "avg", "mean"]
 Reduction = Literal["max", "mean"]
 HeadBudgets = Literal["uniform", "adaptive"]
@@ -18,7 +17,7 @@ Prefill = Literal["dense", "sparse"]
 Positions = Literal["renumber", "original"]
 QuantizationBackend = Literal["torch", "hqq", "quanto"]
 
-# The longest guess SpecKV makes when it is not told how long: the cost of the draft must stay bounded (docs/LOG.md).
+# The longest lookahead that SpecKV drafts by default: it delays the first token (docs/LOG.md).
 LOOKAHEAD_LIMIT = 64
 
 _PAPER_SPECPC: dict[str, dict[str, int]] = {
@@ -47,42 +46,29 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecPCConfig:
-    """How SpecPC reads, scores and keeps (paper section 4.2; names as in its repository).
+    """Settings of the paper's SpecPC (section 4.2): tokens in, positions out. Field names are those of its repository.
+
+    `SpecPC.select` uses all of them. `SpecPC.compress` uses those that its scorer can honour, and refuses the others by
+    name: see its docstring. Settings of text alone are in `CompressionConfig`.
 
     Args:
-        max_capacity_prompt: Tokens kept by `select`, the window included; also the budget of `compress` when
-            neither `max_tokens` nor `ratio` is given. At least `window_size`.
-        window_size: Number of last tokens whose queries do the looking; `select` always keeps them.
-            None means: in `compress`, all the tokens after the context (the question and the template's tail);
-            in `select`, 64 as in the paper.
+        max_capacity_prompt: Tokens that `select` keeps, the window included; the budget of `compress` when neither
+            `max_tokens` nor `keep_ratio` is given. At least `window_size`.
+        window_size: Number of last prompt tokens whose queries are scored with; `select` always keeps them. None: 64 as
+            in the paper, or `max_capacity_prompt` if that is smaller. `compress` scores with the query and the
+            template's tail instead.
         pool_type: Smoothing of scores along the prompt: "max", "avg" (same as "mean"), or None for no smoothing.
         kernel_size: Width of the smoothing window in tokens, >= 1.
-        neighbor_tokens: A chosen token brings this many tokens around it, itself included. None means
-            `kernel_size`; 0 means none. Used by `select` and by `compress` with granularity "token".
-        reduction_type: How heads, queries, layers and steps become one number: "max", or "mean"
-            (kept as a sum, as in the paper's code: only the order matters).
-        lookahead_tokens: Tokens drafted before choosing, >= 1; the first comes with the prefill, every further
-            one adds a decoding step whose query also looks. None: 1 as in the paper; in the cascade, SpecKV's.
-        starting_layer_index: First layer that is listened to. None means 8 as in the paper, or half of
-            the layers for a model with fewer than 16.
+        neighbor_tokens: A chosen token brings this many tokens around it, itself included. None: `kernel_size`.
+            0: none.
+        reduction_type: How heads, queries, layers and steps become one number: "max", or "mean" (kept as a sum, as in
+            the paper's code: only the order matters).
+        lookahead_tokens: Tokens drafted before choosing, >= 1. The first comes with the prefill; every further one adds
+            a decoding step whose query is scored with too. None: 1 as in the paper; in the cascade, SpecKV's.
+        starting_layer_index: First layer whose attention counts. None: 8 as in the paper, or half of the layers of a
+            model with fewer than 16.
         weighted_query: Weigh the window's queries linearly from 0 (oldest) to 1 (newest).
-        scoring: How `compress` finds what matters; `select` is always the paper's. "fused": the attention of the
-            draft's calibrated heads (of all heads, as in the paper, for a draft that was never calibrated), together
-            with what the words say (BM25 on title and sentence), and with an embedder and the retriever's scores where
-            they are given. "heads": those heads alone; a draft needs them. "paper": the attention of all heads, and
-            passages read together. With granularity "word" or "token" the attention alone counts in "fused" too.
-        keep_context: With granularity "sentence", how many sentences before and after a kept one come with it where
-            the budget allows.
-        min_per_passage: How many pieces of each passage, its best ones, come before all others; where the budget cannot
-            pay for all of these, every passage's best one comes before a second one of any.
-        granularity: The unit that `compress` keeps or drops.
-        separator: Put between pieces of one passage where something was dropped. None becomes a line break between
-            sentences, which keeps headings, lists and tables apart, and a space between words or tokens.
-        prefill_chunk_size: Read the prompt in chunks of this many tokens to bound memory; None reads it at once.
-        positions: Where a `SpecKV` engine runs SpecPC in front of its target, what position the target is told that a
-            kept token has. "renumber", as in the paper: 0, 1, 2, ... as if nothing had been dropped. "original": its
-            position in the whole prompt, and the answer goes on at the whole prompt's length; so whole prompt and
-            answer must fit the target's window. Sliding-window layers still count the tokens that are left.
+        prefill_chunk_size: Prefill the prompt in chunks of this many tokens to bound memory. None: in one pass.
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -97,13 +83,7 @@ class SpecPCConfig:
     lookahead_tokens: int | None = None
     starting_layer_index: int | None = None
     weighted_query: bool = True
-    scoring: Scoring = "fused"
-    keep_context: int = 0
-    min_per_passage: int = 0
-    granularity: Granularity = "sentence"
-    separator: str | None = None
     prefill_chunk_size: int | None = None
-    positions: Positions = "renumber"
 
     def __post_init__(self) -> None:
         _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
@@ -125,17 +105,8 @@ class SpecPCConfig:
             _check_int("prefill_chunk_size", self.prefill_chunk_size, 1)
         _check_choice("pool_type", self.pool_type, (*get_args(PoolType), None))
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
-        _check_choice("granularity", self.granularity, get_args(Granularity))
-        _check_choice("scoring", self.scoring, get_args(Scoring))
-        _check_int("keep_context", self.keep_context, 0)
-        _check_int("min_per_passage", self.min_per_passage, 0)
-        _check_choice("positions", self.positions, get_args(Positions))
         if not isinstance(self.weighted_query, bool):
             raise ValueError(f"weighted_query must be True or False; got {self.weighted_query!r}")
-        if self.separator is None:
-            object.__setattr__(self, "separator", "\n" if self.granularity == "sentence" else " ")
-        if not isinstance(self.separator, str):
-            raise ValueError(f"separator must be a string; got {self.separator!r}")
 
     @classmethod
     def paper(cls, family: Literal["llama3", "qwen2.5"], **changes: Any) -> SpecPCConfig:
@@ -158,7 +129,7 @@ class SpecPCConfig:
         return cls(**(settings | changes))
 
     def resolved_window(self) -> int:
-        """The window of the token-level form: `window_size`, or the paper's 64 if it is None and 64 fits."""
+        """The window in use: `window_size`, or what None stands for."""
         if self.window_size is not None:
             return self.window_size
         return min(64, self.max_capacity_prompt)
@@ -168,7 +139,7 @@ class SpecPCConfig:
         return self.kernel_size if self.neighbor_tokens is None else self.neighbor_tokens
 
     def resolved_start(self, layers: int) -> int:
-        """The first layer listened to in a model of `layers` layers.
+        """The first layer whose attention counts in a model of `layers` layers.
 
         Raises:
             ValueError: if `starting_layer_index` is set and the model has no such layer.
@@ -181,6 +152,52 @@ class SpecPCConfig:
                 f"got {self.starting_layer_index}"
             )
         return self.starting_layer_index
+
+
+    def changed(self) -> list[str]:
+        """Names of the fields that differ from their defaults."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """Settings of `SpecPC.compress` that speak of text: what is kept or dropped whole, and what comes with it.
+
+    Args:
+        granularity: The unit that is kept or dropped: "sentence", "word", or "token" (the draft's).
+        separator: Put between the kept pieces of a passage. None: a line break between sentences, which keeps headings,
+            lists and tables apart; a space between words or tokens.
+        keep_context: How many sentences before and after a kept one come with it where the budget allows. 0 unless
+            `granularity` is "sentence".
+        min_per_passage: How many units of each passage, its best ones, come before all others; where the budget cannot
+            pay for all of these, every passage's best one comes before a second one of any.
+
+    Raises:
+        ValueError: names the field, the value and the limit.
+    """
+
+    granularity: Granularity = "sentence"
+    separator: str | None = None
+    keep_context: int = 0
+    min_per_passage: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("granularity", self.granularity, get_args(Granularity))
+        _check_int("keep_context", self.keep_context, 0)
+        _check_int("min_per_passage", self.min_per_passage, 0)
+        if self.separator is not None and not isinstance(self.separator, str):
+            raise ValueError(f"separator must be a string or None; got {self.separator!r}")
+        if self.keep_context and self.granularity != "sentence":
+            raise ValueError(
+                f"keep_context must be 0 with granularity={self.granularity!r}: only sentences bring their neighbours; "
+                f"got {self.keep_context}"
+            )
+
+    def resolved_separator(self) -> str:
+        """The separator in use: `separator`, or what None stands for."""
+        if self.separator is not None:
+            return self.separator
+        return "\n" if self.granularity == "sentence" else " "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +320,7 @@ class SpecKVConfig:
         return min(32 if self.lookahead_tokens == 0 else 8, self.max_capacity_prompt)
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
-        """Tokens to guess when `max_new_tokens` are to be written."""
+        """Lookahead tokens to draft when `max_new_tokens` are to be generated."""
         if self.lookahead_tokens is None:
             return min(max_new_tokens, LOOKAHEAD_LIMIT)
         return self.lookahead_tokens
@@ -311,16 +328,15 @@ class SpecKVConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecKVPCConfig:
-    """The cascade (paper section 4.3): SpecPC shortens the prompt, SpecKV drops KV pairs of what is left.
+    """Settings of the cascade SpecKV-PC (paper section 4.3): SpecPC on the prompt, then SpecKV on what is left.
 
     The draft reads the prompt once: what it wrote for SpecPC is SpecKV's lookahead. Its length is
-    `specpc.lookahead_tokens`; where that is None, `speckv.lookahead_tokens`; where both are None, as many tokens as
-    are to be generated, at most `LOOKAHEAD_LIMIT`.
+    `specpc.lookahead_tokens`; where that is None, `speckv.lookahead_tokens`; where both are None, as many tokens as are
+    to be generated, at most `LOOKAHEAD_LIMIT`.
 
     Args:
         specpc: How the prompt is shortened, to `specpc.max_capacity_prompt` tokens.
         speckv: Which KV pairs of these are kept, `speckv.max_capacity_prompt` per layer and KV head.
-        positions: "renumber" or "original", as in `SpecPCConfig`; None takes what `specpc` says.
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -328,21 +344,15 @@ class SpecKVPCConfig:
 
     specpc: SpecPCConfig = field(default_factory=SpecPCConfig)
     speckv: SpecKVConfig = field(default_factory=SpecKVConfig)
-    positions: Positions | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.specpc, SpecPCConfig):
             raise ValueError(f"specpc must be a SpecPCConfig; got {type(self.specpc).__name__}")
         if not isinstance(self.speckv, SpecKVConfig):
             raise ValueError(f"speckv must be a SpecKVConfig; got {type(self.speckv).__name__}")
-        _check_choice("positions", self.positions, (*get_args(Positions), None))
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
-        """Tokens to guess when `max_new_tokens` are to be written."""
+        """Lookahead tokens to draft when `max_new_tokens` are to be generated."""
         if self.specpc.lookahead_tokens is not None:
             return self.specpc.lookahead_tokens
         return self.speckv.resolved_lookahead(max_new_tokens)
-
-    def resolved_positions(self) -> Positions:
-        """The positions in use: `positions`, or what None stands for."""
-        return self.specpc.positions if self.positions is None else self.positions
