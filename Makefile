@@ -24,9 +24,10 @@ demo: install ## answer three questions from demo/docs with the embedded model, 
 
 test: lint types unit ## everything CI checks
 
-lint: install-dev ## ruff: rules and format
+lint: install-dev ## ruff's rules and format, and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: install-dev ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
@@ -71,4 +72,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist site
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist site
