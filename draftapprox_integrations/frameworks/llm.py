@@ -1,42 +1,53 @@
-"""What the LLM classes of every framework share: their fields, their engine, the arguments of a call.
+"""Base class of every LLM part: its fields, its engine, and the engine's options for one call.
 
-The one module outside the frameworks' packages that needs pydantic, which both bring.
+Imports no framework; needs pydantic, which every supported framework brings.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 
-from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..config import Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import Config, SpecKV
 from ..engine.registry import FULL, DraftSpec, Method, as_method, shared_engine
 from ..errors import InvalidInputError
-from ..models.loading import LoadedModel, ModelSpec
+from ..models.loading import ModelSpec
 from ..models.references import Reference, check_named, model_name
+
+# Other libraries' names for the same fields, accepted by constructors and calls.
+ALIASES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
+
+# Repeated in every subclass: pydantic takes the configuration of the last base class, which is the framework's.
+FIELDS = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
 
 class EngineReference(Reference):
-    """Holds the engine of an LLM part: given ready-made, or made on first use from names.
+    """A serializable reference to an engine, which is loaded on first use and shared with parts that name the same.
 
-    Pickling keeps names and settings, not weights: what was given as an object must be given again.
+    Pickling keeps names and settings, not weights. A model given as an object must be given again after unpickling.
 
     Args:
-        model: The target: a model spec, a `LoadedModel`, or a `SpecKV` to share.
-        draft: A model spec, "self", or None where the method needs no draft.
-        method: "speckv", "speckvpc" (the cascade), "specpc" or "full"; None follows `config`.
+        model: The target: a model spec or a `SpecKV` to share.
+        draft: A model spec, "self", or None if the method needs no draft.
+        method: "speckv", "speckvpc", "specpc" or "full". None: the method that `config` belongs to.
         config: The method's settings.
+        positions: As for `SpecKV`.
         max_batch_size: As for `SpecKV`.
-        loading: Arguments of `load_model` for names.
+        loading: Arguments of `load_model` for models given by name.
 
     Attributes:
-        method, config: In use.
-        model_name, draft_name: What to save.
+        method: The method in use.
+        config: Its settings, or None with "full", which has none.
+        model_name: The target's name to save.
+        draft_name: The draft's name to save; "self" or None as given.
+        draft: The model that drafts, or the target if no other model does.
 
     Raises:
-        InvalidInputError: settings that do not fit the method, or a shared engine with further settings.
+        InvalidInputError: settings that do not fit the method, or settings beside a shared engine, which has its own.
     """
 
     def __init__(
@@ -45,108 +56,122 @@ class EngineReference(Reference):
         draft: DraftSpec = "self",
         method: Method | None = None,
         config: Config | dict[str, Any] | None = None,
+        positions: Positions = "renumber",
         max_batch_size: int = 8,
         loading: dict[str, Any] | None = None,
     ):
         self._lock = threading.Lock()
-        self._engine: SpecKV | None = None
-        self._model, self._draft = model, draft
-        self.max_batch_size, self.loading = max_batch_size, dict(loading or {})
+        self._engines: dict[str, SpecKV] = {}  # by the target's name
+        self._shared = model if isinstance(model, SpecKV) else None
         if isinstance(model, SpecKV):
-            if draft != "self" or config is not None:
-                raise InvalidInputError("a shared SpecKV brings its own draft and config; pass a model to set others")
-            self._engine, config = model, model.config
-            method = "full" if config == FULL else method
-            self.model_name = model_name(model.target)
-            self.draft_name = model.draft_name
+            if draft != "self" or config is not None or positions != "renumber":
+                raise InvalidInputError(
+                    "a shared SpecKV brings its own draft, config and positions; pass a model to set others"
+                )
+            method = "full" if model.config == FULL else method
+            config, positions = model.config, getattr(model, "positions", "renumber")
+            draft = "self" if model.draft_name == "self" else model.draft
+            model = model.target
+        self.method, self._config = as_method(method, config)
+        self.config = None if self.method == "full" else self._config
+        self._model, self._draft = model, None if self.method == "full" else draft
+        self.positions, self.max_batch_size = positions, max_batch_size
+        self.loading = {name: _as_json(value) for name, value in (loading or {}).items()}
+        self.model_name = model_name(model)
+        if self._draft is None or self._draft == "self":
+            self.draft, self.draft_name = model, self._draft
         else:
-            self.model_name = model_name(model)
-            self.draft_name = draft if draft is None or draft == "self" else model_name(draft)
-        self.method, self.config = as_method(method, config)
-        if self.method == "full" and not isinstance(model, SpecKV):
-            self._draft = self.draft_name = None
+            self.draft, self.draft_name = self._draft, model_name(self._draft)
 
-    def get(self) -> SpecKV:
-        """The engine; loading it the first time may take long.
+    def get(self, model: str | None = None) -> SpecKV:
+        """Return the engine; the first call loads the models, which may take long.
+
+        Args:
+            model: Another target to use with the same draft and settings. None: the part's own.
 
         Raises:
-            InvalidInputError: the part was saved without an object it was made with; no draft where one is needed.
+            InvalidInputError: a model was given as an object before the part was saved, or a draft is missing.
             ModelLoadError: as `load_model`.
         """
+        name = model or self.model_name
+        if (engine := self._engines.get(name)) is not None:
+            return engine
         with self._lock:
-            if self._engine is None:
-                check_named("model", self._model)
-                check_named("draft", self._draft)
-                assert not isinstance(self._model, SpecKV)
-                self._engine = shared_engine(self._model, self._draft, self.config, self.max_batch_size, **self.loading)
-            return self._engine
-
-    def loaded(self) -> LoadedModel:
-        """The target; its tokenizer is enough for what needs no engine."""
-        return self.get().target
-
-    @property
-    def draft_spec(self) -> ModelSpec:
-        """The model that drafts: the target, where it drafts for itself or nothing is drafted."""
-        if isinstance(self._model, SpecKV):
-            return self._model.draft or self._model.target
-        return self._model if self._draft is None or self._draft == "self" else self._draft
-
-    def other(self, model: str) -> EngineReference:
-        """A slot for another target with the same draft and settings."""
-        assert not isinstance(self._draft, SpecKV)
-        return EngineReference(
-            model, self._draft, self.method, self.config_to_save(), self.max_batch_size, self.loading
-        )
-
-    def config_to_save(self) -> Config | None:
-        """The settings, or None for "full", which has none."""
-        return None if self.method == "full" else self.config
+            if name not in self._engines:
+                self._engines[name] = self._load(name)
+            return self._engines[name]
 
     def close(self) -> None:
-        """Let go of the engine; its memory is freed once no other part uses it. The next use loads it again."""
+        """Release the engines; memory is freed once no other part uses them. A shared `SpecKV` stays."""
         with self._lock:
-            if not isinstance(self._model, SpecKV):
-                self._engine = None
+            self._engines.clear()
+
+    def _load(self, name: str) -> SpecKV:
+        if name == self.model_name and self._shared is not None:
+            return self._shared
+        target = self._model if name == self.model_name else name
+        check_named("model", target)
+        check_named("draft", self._draft)
+        options: dict[str, Any] = {} if self.positions == "renumber" else {"positions": self.positions}
+        return shared_engine(target, self._draft, self._config, self.max_batch_size, **options, **self.loading)
 
     def __reduce__(self) -> tuple[type[EngineReference], tuple[Any, ...]]:
         names = (self.model_name, self.draft_name)
-        return EngineReference, (*names, self.method, self.config_to_save(), self.max_batch_size, self.loading)
+        return EngineReference, (
+            *names, self.method, self.config, self.positions, self.max_batch_size, self.loading
+        )  # fmt: skip
 
 
 class SpecKVBase(BaseModel):
-    """A part that serves a target model through the shared engine.
+    """Base class of LLM parts: a local model behind a shared SpecKV engine.
+
+    Models given by name are loaded at the first call. Saving keeps names and settings, never weights.
 
     Args:
         model: The target: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a
-            `SpecKV` to share. A name is loaded on first use.
-        draft: The same for the draft; "self": the target drafts for itself.
-        method: "speckv", "speckvpc" (SpecPC first), "specpc", or "full" (nothing dropped). None follows `config`.
-        config: `SpecKVConfig`, `SpecKVPCConfig` or `SpecPCConfig`.
-        temperature: 0 is greedy.
-        top_p, top_k, seed: Of sampling.
+            `SpecKV` to share.
+        draft: The draft model, in the same forms. "self": the target drafts for itself.
+        method: "speckv" drops KV pairs, "specpc" drops prompt tokens, "speckvpc" does both, "full" drops nothing. None:
+            the method that `config` belongs to, else "speckv".
+        config: `SpecKVConfig`, `SpecPCConfig` or `SpecKVPCConfig`, or a dict of its fields.
+        positions: Position ids of the prompt tokens that SpecPC keeps: "renumber" closes the gaps, "original" leaves
+            them.
+        max_tokens: Most tokens to generate per answer, >= 0. `max_new_tokens` is accepted too.
+        temperature: Sampling temperature; 0 is greedy decoding.
+        top_p: Nucleus sampling: smallest share of probability to sample from, in (0, 1].
+        top_k: Number of likeliest tokens to sample from, >= 1.
+        seed: Makes sampling repeatable.
+        stop: A text, or texts, before which an answer ends. `stop_sequences` is accepted too.
         timeout: Most seconds to wait for an answer.
-        loading: Arguments of `load_model` for names: `device`, `dtype`, `device_map`, `attn_implementation`, ...
-        max_batch_size: Most waiting requests that are served as one batch. With 1 no answer depends on the company it
-            had; with more, sums in another order may turn near-ties in half precision.
+        generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
+        max_batch_size: Most waiting requests that are decoded as one batch. In half precision the batch's size can
+            turn near-ties between tokens; 1 rules that out.
+        loading: Arguments of `load_model` for models given by name: `device`, `dtype`, `device_map`, ...
+        **fields: Fields of the framework's own base class.
 
     Raises:
         InvalidInputError: settings that do not fit the method.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = FIELDS
 
-    model: str = Field(frozen=True, description="What the target is loaded from.")
-    draft: str | None = Field(default="self", frozen=True, description="What the draft is loaded from, or 'self'.")
-    method: Method = Field(default="speckv", frozen=True, description="What is dropped, and how it is chosen.")
-    config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | None = Field(default=None, frozen=True)
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    timeout: float | None = None
-    max_batch_size: int = Field(default=8, frozen=True)
-    loading: dict[str, Any] = Field(default_factory=dict, frozen=True)
+    model: str = Field(frozen=True, description="Name of the target model.")
+    draft: str | None = Field(default="self", frozen=True, description="Name of the draft model, or 'self'.")
+    method: Method = Field(default="speckv", frozen=True, description="What is dropped.")
+    config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | None = Field(
+        default=None, frozen=True, description="Settings of the method."
+    )
+    positions: Positions = Field(default="renumber", frozen=True, description="Position ids of kept prompt tokens.")
+    max_tokens: int = Field(default=256, description="Most tokens to generate per answer.")
+    temperature: float = Field(default=0.0, description="Sampling temperature; 0 is greedy decoding.")
+    top_p: float | None = Field(default=None, description="Share of probability to sample from.")
+    top_k: int | None = Field(default=None, description="Number of likeliest tokens to sample from.")
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    stop: list[str] | None = Field(default=None, description="Texts before which an answer ends.")
+    timeout: float | None = Field(default=None, description="Most seconds to wait for an answer.")
+    generate_kwargs: dict[str, Any] = Field(default_factory=dict, description="Further arguments of model.generate.")
+    max_batch_size: int = Field(default=8, frozen=True, description="Most requests decoded as one batch.")
+    loading: dict[str, Any] = Field(default_factory=dict, frozen=True, description="Arguments of load_model.")
 
     _reference: EngineReference = PrivateAttr()
 
@@ -156,40 +181,69 @@ class SpecKVBase(BaseModel):
         *,
         draft: DraftSpec = "self",
         method: Method | None = None,
-        config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig | dict[str, Any] | None = None,
+        config: Config | dict[str, Any] | None = None,
+        positions: Positions = "renumber",
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | list[str] | None = None,
+        timeout: float | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
         max_batch_size: int = 8,
         loading: dict[str, Any] | None = None,
         **fields: Any,
     ):
-        slot = EngineReference(model, draft, method, config, max_batch_size, loading)
+        reference = EngineReference(model, draft, method, config, positions, max_batch_size, loading)
+        stop = fields.pop("stop_sequences", stop)
         super().__init__(
-            model=slot.model_name,
-            draft=slot.draft_name,
-            method=slot.method,
-            config=slot.config_to_save(),
-            max_batch_size=slot.max_batch_size,
-            loading=slot.loading,
+            model=reference.model_name,
+            draft=reference.draft_name,
+            method=reference.method,
+            config=reference.config,
+            positions=reference.positions,
+            max_tokens=fields.pop("max_new_tokens", max_tokens),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=[stop] if isinstance(stop, str) else stop,
+            timeout=timeout,
+            generate_kwargs=generate_kwargs or {},
+            max_batch_size=reference.max_batch_size,
+            loading=reference.loading,
             **fields,
         )
-        self._reference = slot
+        self._reference = reference
+
+    @field_serializer("config")
+    def _config_as_dict(self, config: Config | None) -> dict[str, Any] | None:
+        return None if config is None else asdict(config)
 
     def load(self) -> SpecKV:
-        """Load the models now rather than at the first call, and return the engine."""
+        """Load the models now instead of at the first call; return the engine."""
         return self._reference.get()
 
     def close(self) -> None:
-        """Let go of the models; the memory is freed once no other part uses them. The next call loads them again."""
+        """Release the models; memory is freed once no other part uses them. The next call loads them again."""
         self._reference.close()
 
     @property
     def draft_spec(self) -> ModelSpec:
-        """What a retrieval part takes as its draft to use the same model as this one."""
-        return self._reference.draft_spec
+        """The draft to give to a retrieval part, so that both parts use one model."""
+        return self._reference.draft
 
-    def _arguments(self, defaults: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
-        """Arguments for `SpecKV.submit`: the fields, then a framework's `defaults`, then what the call says."""
-        names = ("temperature", "top_p", "top_k", "seed", "timeout")
-        if "max_tokens" in call:  # the name that OpenAI's API has for it
-            call = {**call, "max_new_tokens": call["max_tokens"]}
-            del call["max_tokens"]
-        return {name: getattr(self, name) for name in names} | defaults | call
+    def _options(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `SpecKV.submit`: the fields, overridden by `generate_kwargs`, overridden by the call's."""
+        names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "timeout")
+        options = {name: getattr(self, name) for name in names}
+        options |= {ALIASES.get(name, name): value for name, value in (self.generate_kwargs | call).items()}
+        options["max_new_tokens"] = options.pop("max_tokens")
+        options["stop"] = options["stop"] or ()
+        return options
+
+
+def _as_json(value: Any) -> Any:
+    """Return a torch dtype or device as its name, which `load_model` also takes; other values unchanged."""
+    return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value

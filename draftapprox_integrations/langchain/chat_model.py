@@ -1,4 +1,4 @@
-"""A target model with SpecKV as a LangChain chat model: messages in, messages out; tools and structured output."""
+"""SpecKV as a LangChain chat model: messages in, messages out, with tools and structured output."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from ..chat.calls import ChatCall, prepare_chat
 from ..chat.tools import Answer, ToolFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
+from ..frameworks.llm import FIELDS
 from ..results import Generation
-from .base import FIELDS, LangChainSpecKVBase
+from .base import LangChainSpecKVBase
 from .messages import from_langchain
+from .profile import model_profile
 from .structured import StructuredMethod, structured
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -40,19 +42,34 @@ class _Prepared:
 
 
 class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
-    """Chat with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
+    """Chat model with a KV cache of fixed size: a draft's lookahead of the answer selects the KV pairs to keep.
 
         chat = ChatSpecKV("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
         chat.invoke("Which KV pairs matter?")
 
-    Streams and serves many callers at once: waiting requests share batches, the event loop is never blocked, a
-    cancelled task stops its generation. Messages go through the model's chat template. `bind_tools` works with every
-    template (one that knows no tools gets them in the system message); with `tool_choice`, and in
-    `with_structured_output`, the answer's JSON is enforced (extra `structured`). Fields: see
-    `SpecKVBase` and `LangChainSpecKVBase`.
+    Concurrent requests share batches, the event loop is never blocked, and cancelling a task stops its generation.
+    Messages are rendered by the model's chat template. `bind_tools` works with every template: one without tools gets
+    them in the system message. `tool_choice` and `with_structured_output` enforce the answer's JSON (extra
+    `structured`). `profile` is None until the models are loaded, unless it was passed.
+
+    Args: see `SpecKVBase`.
     """
 
     model_config = FIELDS
+
+    def load(self) -> SpecKV:
+        """Load the models now instead of at the first call, and fill `profile`; return the engine."""
+        engine = super().load()
+        if self.profile is None:
+            self.profile = model_profile(engine.target)
+        return engine
+
+    def __eq__(self, other: object) -> bool:
+        """Compare settings; `profile` describes the model and is not one of them."""
+        if not isinstance(other, ChatSpecKV):
+            return NotImplemented
+        mine, theirs = (part.model_copy(update={"profile": None}) for part in (self, other))
+        return super(ChatSpecKV, mine).__eq__(theirs)
 
     @property
     def _llm_type(self) -> str:
@@ -134,13 +151,13 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         tool_choice: str | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Let the model call tools.
+        """Return a Runnable in which the model may call tools.
 
         Args:
-            tools: What LangChain can turn into a tool.
-            tool_choice: None or "auto": the model decides; "none"; "any", "required" or True: it must call one; a
-                tool's name: it must call this one. Where it must, the form of the call is enforced.
-            **kwargs: Further arguments of the call.
+            tools: Functions, classes, tools or schemas that LangChain converts to tools.
+            tool_choice: None or "auto": the model decides. "none": no call. "any", "required" or True: at least one
+                call. A tool's name: a call of that tool. The form of a required call is enforced.
+            **kwargs: Further arguments of each call.
         """
         if isinstance(tool_choice, dict):
             tool_choice = tool_choice.get("function", tool_choice).get("name")
@@ -156,35 +173,40 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers of the given shape.
+        """Return a Runnable whose answers match a schema.
 
         Args:
             schema: A Pydantic class, a TypedDict, or a JSON schema.
-            method: "json_schema": only JSON of this schema can be written, and the model is told of it.
-                "function_calling": as the arguments of a tool call, enforced as well. "json_mode": enforced,
-                but your prompt tells the model what to write.
+            method: "json_schema": generation is constrained to JSON of the schema, and the system message shows the
+                schema. "function_calling": the answer is the arguments of an enforced tool call. "json_mode": enforced,
+                but the schema is not shown to the model.
             include_raw: Return {"raw", "parsed", "parsing_error"} and do not raise if parsing fails.
             strict: Accepted for compatibility; the schema is always enforced.
-            **kwargs: Further arguments of the call.
+            **kwargs: Further arguments of each call.
         """
         return structured(self, schema, method, include_raw, kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Ids of the target's tokenizer; loads the model."""
-        ids: list[int] = self._reference.loaded().require_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        """Token ids of `text` by the target's tokenizer; loads the model."""
+        ids: list[int] = self.load().target.require_tokenizer()(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
-        """Tokens of the prompt that the chat template makes of `messages`."""
+        """Number of tokens of `messages` rendered by the chat template; loads the model."""
         listed = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(prepare_chat(self._reference.get(), from_langchain(messages), tools=listed).ids)
+        return len(prepare_chat(self.load(), from_langchain(messages), tools=listed).ids)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self._tracing("chat", stop, kwargs)
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # The base class serializes a model once, so its cache key would miss later changes of fields.
+        return str(sorted(self._get_invocation_params(stop=stop, **kwargs).items()))
+
     def _prepare(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> _Prepared:
         call = dict(kwargs)
-        engine = self._engine(call.pop("model", None))
+        model = call.pop("model", None)
+        engine = self.load() if model in (None, self.model) else self._reference.get(model)
         schema, tell = _wanted_schema(call.pop("response_format", None))
         ready = prepare_chat(
             engine,
@@ -195,7 +217,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
             tell=tell,
             template_options=call.pop("chat_template_kwargs", None),
         )
-        return _Prepared(engine, ready, self._settings(stop, call) | ready.options)
+        return _Prepared(engine, ready, self._call_options(stop, call) | ready.options)
 
     def _result(self, written: Generation, ready: _Prepared) -> ChatResult:
         answer = ready.call.read(written.text)
@@ -249,7 +271,7 @@ def _invalid(answer: Answer) -> list[Any]:
 
 
 def _unreadable(text: str) -> str:
-    """Text of a failed call for a stream; LangChain would complete JSON that was cut off and take it for a call."""
+    """Return a failed call's text for a stream, quoted if LangChain would complete its JSON to a valid call."""
     try:
         is_call = isinstance(parse_partial_json(text), dict)
     except ValueError:
@@ -258,11 +280,11 @@ def _unreadable(text: str) -> str:
 
 
 def _wanted_schema(response_format: Any) -> tuple[dict[str, Any] | None, bool]:
-    """The JSON schema that `response_format` (OpenAI's layout) asks for, and whether the model is to be told of it."""
+    """Return the JSON schema that `response_format` (OpenAI's layout) requires, and whether to show it to the model."""
     kind = response_format.get("type") if isinstance(response_format, dict) else None
     if response_format is None or kind == "text":
         return None, False
-    if kind == "json_object":  # "schema" goes beyond OpenAI's layout: it is known, so it is enforced
+    if kind == "json_object":  # "schema" extends OpenAI's layout
         return response_format.get("schema") or {"type": "object"}, False
     if kind == "json_schema":
         return response_format["json_schema"]["schema"], True

@@ -169,6 +169,8 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         if item.text is not None:
             document.page_content = item.text
             document.metadata[self.metadata_key] = item.note
+            if item.note and item.note["score"] is not None:
+                document.metadata.setdefault("relevance_score", item.note["score"])
         return document
 
 

@@ -1,4 +1,4 @@
-"""A target model with SpecKV as a LangChain LLM: text in, text out."""
+"""SpecKV as a LangChain LLM: text in, text out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ..engine.engine import SpecKV
+from ..frameworks.llm import FIELDS
 from ..results import Generation as Written
-from .base import FIELDS, LangChainSpecKVBase
+from .base import LangChainSpecKVBase
 
 
 class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
-    """Complete prompts with a local model whose KV cache keeps only what a draft's guess says will be needed.
+    """LLM with a KV cache of fixed size: a draft's lookahead of the answer selects the KV pairs to keep.
 
         llm = SpecKVLLM("Qwen/Qwen2.5-14B", draft="Qwen/Qwen2.5-0.5B", config=SpecKVConfig(max_capacity_prompt=512))
         llm.invoke("The capital of France is")
 
-    A list of prompts runs as real batches. Prompts go to the model as they are; for chat models use `ChatSpecKV`.
-    Fields: see `SpecKVBase` and `LangChainSpecKVBase`.
+    A list of prompts runs as batches. Prompts reach the model unchanged; for instruct models use `ChatSpecKV`.
+
+    Args: see `SpecKVBase`.
     """
 
     model_config = FIELDS
@@ -39,8 +41,8 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        engine = self._engine(kwargs.pop("model", None))
-        streams = engine.submit(prompts, **self._settings(stop, kwargs))
+        engine = self._reference.get(kwargs.pop("model", None))
+        streams = engine.submit(prompts, **self._call_options(stop, kwargs))
         try:
             return self._result([stream.result() for stream in streams], engine)
         finally:
@@ -54,8 +56,8 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        engine = await asyncio.to_thread(self._engine, kwargs.pop("model", None))
-        return self._result(await engine.agenerate(prompts, **self._settings(stop, kwargs)), engine)
+        engine = await asyncio.to_thread(self._reference.get, kwargs.pop("model", None))
+        return self._result(await engine.agenerate(prompts, **self._call_options(stop, kwargs)), engine)
 
     def _stream(
         self,
@@ -64,8 +66,8 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        engine = self._engine(kwargs.pop("model", None))
-        (stream,) = engine.submit(prompt, **self._settings(stop, kwargs))
+        engine = self._reference.get(kwargs.pop("model", None))
+        (stream,) = engine.submit(prompt, **self._call_options(stop, kwargs))
         for piece in stream.pieces():
             chunk = GenerationChunk(text=piece)
             if run_manager:
@@ -81,8 +83,8 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        engine = await asyncio.to_thread(self._engine, kwargs.pop("model", None))
-        (stream,) = await engine.asubmit(prompt, **self._settings(stop, kwargs))
+        engine = await asyncio.to_thread(self._reference.get, kwargs.pop("model", None))
+        (stream,) = await engine.asubmit(prompt, **self._call_options(stop, kwargs))
         pieces = stream.pieces()
         try:
             async for piece in pieces:
@@ -96,8 +98,8 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         yield GenerationChunk(text="", generation_info=self._info(stream.generation, engine))
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Ids of the target's tokenizer; loads the model."""
-        ids: list[int] = self._reference.loaded().require_tokenizer()(text)["input_ids"]
+        """Token ids of `text` by the target's tokenizer; loads the model."""
+        ids: list[int] = self.load().target.require_tokenizer()(text)["input_ids"]
         return ids
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

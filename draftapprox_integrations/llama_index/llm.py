@@ -1,10 +1,9 @@
-"""A target model with SpecKV as a LlamaIndex LLM: completion and chat, streamed and not, with tools."""
+"""SpecKV as a LlamaIndex LLM: completion and chat, streaming, tools, structured output."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -18,13 +17,12 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.bridge.pydantic import BaseModel, Field, field_serializer
+from llama_index.core.bridge.pydantic import BaseModel, Field
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import PromptTemplate
-from pydantic import ConfigDict
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
@@ -32,7 +30,7 @@ from ..chat.template import has_template, takes_tools
 from ..chat.tools import ToolFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
-from ..frameworks.llm import SpecKVBase
+from ..frameworks.llm import FIELDS, SpecKVBase
 from ..models.references import shown_name
 from .messages import from_llama_index, tool_calls_of
 from .responses import chat_response, completion, part_response
@@ -46,33 +44,23 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
-    """Answer with a local model whose KV cache keeps only what a draft's guess of the answer says will be needed.
+    """LLM with a KV cache of fixed size: a draft's lookahead of the answer selects the KV pairs to keep.
 
         Settings.llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
 
-    With a chat template, completions go through it as a user's message, as LlamaIndex's query engines expect of an
-    instruct model; `complete(prompt, formatted=True)` sends the prompt as it is. Waiting requests share batches, the
-    event loop is never blocked, closing a stream stops its generation. Pickling and `to_dict` keep names and settings,
-    not weights. Further fields: see `SpecKVBase`.
+    If the model has a chat template, `complete` sends the prompt as a user message, as LlamaIndex's query engines
+    expect; `complete(prompt, formatted=True)` sends it unchanged. Concurrent requests share batches, the event loop is
+    never blocked, and closing a stream stops its generation. Pickling and `to_dict` save names and settings, never
+    weights.
 
-    Args:
-        max_new_tokens: Most tokens to write; `max_tokens` is another name for it.
-        context_window: What LlamaIndex packs prompts to; None: the model's own window less the answer.
-        stop: Texts before which an answer ends.
-        generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
+    Args: see `SpecKVBase`, and
+        context_window: Most tokens that LlamaIndex packs into a prompt. None: the model's window.
     """
 
-    # LlamaIndex's own classes ignore a name they do not know, and a model other than the wanted one answers.
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", populate_by_name=True)
+    # LlamaIndex's base classes ignore unknown names; a misspelt setting must raise instead.
+    model_config = FIELDS
 
-    max_new_tokens: int = Field(default=256, alias="max_tokens", description="Most tokens to write.")
-    context_window: int | None = Field(default=None, description="What prompts are packed to.")
-    stop: list[str] = Field(default_factory=list)
-    generate_kwargs: dict[str, Any] = Field(default_factory=dict)
-
-    @field_serializer("config")
-    def _plain_config(self, config: Any) -> Any:
-        return None if config is None else asdict(config)
+    context_window: int | None = Field(default=None, description="Most tokens of a prompt.")
 
     @classmethod
     def class_name(cls) -> str:
@@ -81,12 +69,12 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex asks before it builds a prompt; loads the model."""
-        loaded = self._reference.loaded()
+        """Window, answer length and abilities, which LlamaIndex reads before it builds a prompt; loads the model."""
+        loaded = self.load().target
         tokenizer = loaded.require_tokenizer()
         return LLMMetadata(
             context_window=self.context_window or loaded.context_window,
-            num_output=self.max_new_tokens,
+            num_output=self.max_tokens,
             is_chat_model=has_template(tokenizer),
             is_function_calling_model=takes_tools(tokenizer),
             model_name=shown_name(self.model),
@@ -240,7 +228,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
         """An object of `output_cls`: only JSON of its schema can be written (extra `structured`).
 
         Raises:
-            ValueError: the answer was cut off by `max_new_tokens` before it was complete.
+            ValueError: the answer was cut off by `max_tokens` before it was complete.
         """
         if not can_enforce():
             shaped: Shape = super().structured_predict(output_cls, prompt, llm_kwargs, **given)
@@ -263,15 +251,11 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
 
     # ------------------------------------------------------------------ inside
 
-    def _settings(self, call: dict[str, Any]) -> dict[str, Any]:
-        defaults = {"max_new_tokens": self.max_new_tokens, "stop": self.stop, **self.generate_kwargs}
-        return self._arguments(defaults, call)
-
     def _prepare_chat(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[SpecKV, ChatCall, dict[str, Any]]:
         call = dict(kwargs)
-        engine = self._reference.get()
+        engine = self.load()
         ready = prepare_chat(
             engine,
             from_llama_index(messages),
@@ -280,18 +264,18 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             schema=call.pop("json_schema", None),
             template_options=call.pop("chat_template_kwargs", None),
         )
-        return engine, ready, self._settings(call) | ready.options
+        return engine, ready, self._options(call) | ready.options
 
     def _prepare_completion(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> tuple[SpecKV, list[int], dict[str, Any]]:
         if not isinstance(prompt, str) or not prompt:
             raise InvalidInputError("the prompt is empty; give at least one character")
-        engine = self._reference.get()
+        engine = self.load()
         tokenizer = engine.target.require_tokenizer()
         if not formatted and has_template(tokenizer):
             messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
             _, ready, settings = self._prepare_chat(messages, kwargs)
             return engine, ready.ids, settings
         ids: list[int] = tokenizer(prompt)["input_ids"]
-        return engine, ids, self._settings(kwargs)
+        return engine, ids, self._options(kwargs)

@@ -27,8 +27,8 @@ def rag_query_engine(
     Args:
         retriever: Finds nodes; let it find many, as the postprocessor makes them short.
         llm: Any LLM.
-        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`; with another LLM, one with the default
-            draft.
+        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`, or with the default draft in front
+            of another LLM.
         **options: Further arguments of `RetrieverQueryEngine.from_args`: `streaming=True`, `text_qa_template`,
             `response_mode`; `node_postprocessors` run before the compression.
     """

@@ -6,6 +6,7 @@ from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig
 from draftapprox_integrations.results import Generation
 
 TIGHT = SpecKVConfig(max_capacity_prompt=32, window_size=8, lookahead_tokens=4)
+FLOAT32 = {"dtype": "float32"}  # the embedded model's literal answers in bfloat16 depend on the CPU
 LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. " * 4
 
 

@@ -6,21 +6,23 @@ import pickle
 import threading
 
 import pytest
+import torch
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
+from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from draftapprox_integrations import KVQuantization, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from draftapprox_integrations.engine import registry
 from draftapprox_integrations.errors import GenerationTimeoutError, InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecKVLLM, SpecPCCompressor
 from tests.conftest import ticking
-from tests.helpers.serving import LONG, TIGHT, direct
+from tests.helpers.serving import FLOAT32, LONG, TIGHT, direct
 
 
 @pytest.fixture
@@ -181,6 +183,52 @@ def test_pickled_without_weights(tiny, embedded_model):
     assert "weight" not in repr(chat)
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
+def test_saved_the_langchain_way(kind, tiny, embedded_model):
+    def again(part):
+        return loads(dumps(part), allowed_objects=[kind], valid_namespaces=["draftapprox_integrations"])
+
+    quantized = SpecKVConfig(max_capacity_prompt=32, kv_quantization=KVQuantization(bits=4), lookahead_tokens=0)
+    cascade = SpecKVPCConfig(specpc=SpecPCConfig(max_capacity_prompt=99))
+    for settings in (
+        {"config": TIGHT, "stop": "x", "generate_kwargs": {"repetition_penalty": 1.1}, "temperature": 0.5, "seed": 0},
+        {"config": quantized, "draft": None, "loading": {"dtype": torch.float32, "device": torch.device("cpu")}},
+        {"config": cascade, "max_batch_size": 1, "timeout": 9.0},
+        {"method": "full"},
+    ):
+        part = kind("default", **settings)
+        copied = again(part)
+        assert copied == part
+        assert copied.model_dump() == part.model_dump()
+        assert copied.config == part.config
+    part = kind("default", config=TIGHT, max_tokens=5)
+    expected = part.invoke("Hello")
+    assert again(part) == part  # also once the models are loaded
+    assert again(part).load() is part.load()
+    assert getattr(again(part).invoke("Hello"), "content", expected) == getattr(expected, "content", expected)
+    with pytest.raises(InvalidInputError, match=r"without its model, which was an object \(Llama.*model=\.\.\."):
+        again(kind(tiny)).invoke("x")
+    with pytest.raises(InvalidInputError, match=r"without its draft, which was an object \(Llama.*draft=\.\.\."):
+        again(kind("default", draft=tiny)).invoke("x")
+
+
+def test_a_profile_is_read_from_the_loaded_model(tiny, tiny_tokenizer):
+    chat = ChatSpecKV(tiny, config=TIGHT, max_tokens=2)
+    assert chat.profile is None  # nothing was loaded yet
+    chat.invoke("Hello")
+    assert chat.profile["max_input_tokens"] == 4096
+    assert chat.profile["text_inputs"]
+    assert not chat.profile["image_inputs"]
+    assert not chat.profile["tool_calling"]  # its template renders no tools
+    assert chat.profile["structured_output"]
+    assert chat == ChatSpecKV(tiny, config=TIGHT, max_tokens=2)
+    assert chat != ChatSpecKV(tiny, config=TIGHT, max_tokens=3)
+    given = ChatSpecKV(tiny, profile={"max_input_tokens": 5})
+    given.load()
+    assert given.profile == {"max_input_tokens": 5}
+
+
 def test_langchains_cache_tells_settings_apart(tiny):
     cache = InMemoryCache()
     calls = []
@@ -194,6 +242,21 @@ def test_langchains_cache_tells_settings_apart(tiny):
     runs = [number for number in calls if number != 1]
     assert runs[1] == 0
     assert runs[0] == runs[2] > 0
+
+
+@pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
+def test_langchains_cache_sees_a_changed_field(kind, tiny):
+    part = kind(tiny, config=TIGHT, cache=InMemoryCache(), max_tokens=8)
+
+    def text():
+        found = part.invoke(LONG)
+        return found if isinstance(found, str) else found.content
+
+    whole = text()
+    part.max_tokens = 3
+    assert len(text()) < len(whole)
+    part.max_tokens, part.stop = 8, [whole[2:4]]
+    assert text() == whole[: whole.index(whole[2:4])]
 
 
 def test_callbacks_see_tokens_and_usage(chat, tiny):
@@ -328,26 +391,26 @@ def test_forced_calls_and_structured_output(embedded_model):
 
 def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_model):
     question = "In which year was the bridge opened? In 1932."
-    chat = ChatSpecKV("default", max_tokens=40)
-    schema = Year.model_json_schema()
-    whole = chat.with_structured_output(schema).invoke(question)
+    chat = ChatSpecKV("default", max_tokens=40, loading=FLOAT32)
+    shapes = (Year, Year.model_json_schema())
+    whole = [dict(chat.with_structured_output(shape).invoke(question)) for shape in shapes]
     cut = 0
     for most in range(2, 9):
-        short = ChatSpecKV("default", max_tokens=most)
-        for shape in (Year, schema):
+        short = ChatSpecKV("default", max_tokens=most, loading=FLOAT32)
+        for shape, expected in zip(shapes, whole, strict=True):
             try:
                 found = short.with_structured_output(shape).invoke(question)
             except OutputParserException:
                 cut += 1
             else:
-                assert dict(found) == whole
+                assert dict(found) == expected
     assert cut > 6
     for shape in (Year, convert_to_openai_tool(Year)):
         with pytest.raises(OutputParserException, match="raise max_tokens"):
-            ChatSpecKV("default", max_tokens=5).with_structured_output(shape, method="function_calling").invoke(
-                question
-            )
-    forced = ChatSpecKV("default", max_tokens=5).bind_tools([Year], tool_choice="any")
+            ChatSpecKV("default", max_tokens=5, loading=FLOAT32).with_structured_output(
+                shape, method="function_calling"
+            ).invoke(question)
+    forced = ChatSpecKV("default", max_tokens=5, loading=FLOAT32).bind_tools([Year], tool_choice="any")
     message = forced.invoke(question)
     assert (message.content, message.tool_calls) == ("", [])
     assert "cut off" in message.invalid_tool_calls[0]["error"]

@@ -31,7 +31,7 @@ def tiny(endless):
 
 @pytest.fixture
 def llm(tiny):
-    return SpecKVLLM(tiny, config=TIGHT, max_new_tokens=8)
+    return SpecKVLLM(tiny, config=TIGHT, max_tokens=8)
 
 
 async def test_the_eight_ways_to_call_it_agree(llm, tiny):
@@ -72,7 +72,7 @@ def test_events_and_token_counts(tiny):
     watcher = Watcher()
     get_dispatcher().add_event_handler(watcher)
     counter = TokenCountingHandler(tokenizer=tiny.tokenizer.encode)
-    llm = SpecKVLLM(tiny, config=TIGHT, max_new_tokens=5, callback_manager=CallbackManager([counter]))
+    llm = SpecKVLLM(tiny, config=TIGHT, max_tokens=5, callback_manager=CallbackManager([counter]))
     llm.chat([ChatMessage(role="user", content=LONG)])
     list(llm.stream_complete("Hello"))
     get_dispatcher().event_handlers.remove(watcher)
@@ -105,7 +105,7 @@ async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny)
 
 
 def test_metadata_follows_the_model(tiny, tiny_tokenizer):
-    llm = SpecKVLLM(tiny, config=TIGHT, max_new_tokens=7)
+    llm = SpecKVLLM(tiny, config=TIGHT, max_tokens=7)
     assert llm.metadata.is_chat_model
     assert not llm.metadata.is_function_calling_model
     assert (llm.metadata.context_window, llm.metadata.num_output) == (4096, 7)
@@ -113,7 +113,7 @@ def test_metadata_follows_the_model(tiny, tiny_tokenizer):
 
 
 def test_saved_and_pickled_without_weights(tiny, embedded_model):
-    llm = SpecKVLLM("default", config=TIGHT, max_new_tokens=4, temperature=0.0)
+    llm = SpecKVLLM("default", config=TIGHT, max_tokens=4, temperature=0.0)
     expected = llm.complete("Hello").text
     data = pickle.dumps(llm)
     assert len(data) < 10_000
@@ -165,7 +165,7 @@ def test_a_query_engine_with_both_methods(embedded_model):
     Settings.tokenizer = embedded_model.tokenizer.encode
     try:
         index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=4))
-        llm = SpecKVLLM("default", draft="default", config=SpecKVConfig(max_capacity_prompt=64), max_new_tokens=24)
+        llm = SpecKVLLM("default", draft="default", config=SpecKVConfig(max_capacity_prompt=64), max_tokens=24)
         engine = index.as_query_engine(llm=llm, node_postprocessors=[SpecPCPostprocessor("default", max_tokens=30)])
         response = engine.query("In which year was the bridge opened?")
         assert "1932" in str(response)
@@ -186,7 +186,7 @@ class Year(BaseModel):
 
 
 async def test_answers_of_a_given_shape(embedded_model):
-    llm = SpecKVLLM("default", max_new_tokens=40)
+    llm = SpecKVLLM("default", max_tokens=40)
     prompt = PromptTemplate("The bridge was opened in 1932. {question}")
     assert llm.structured_predict(Year, prompt, question="In which year?") == Year(year=1932)
     assert await llm.astructured_predict(Year, prompt, question="In which year?") == Year(year=1932)
@@ -210,7 +210,7 @@ TOOLS_TEMPLATE = (
 
 
 def test_tools(embedded_model):
-    llm = SpecKVLLM("default", max_new_tokens=40)
+    llm = SpecKVLLM("default", max_tokens=40)
     tool = FunctionTool.from_defaults(opened)
     response = llm.chat_with_tools([tool], "What was opened in 1932?", tool_required=True)
     (call,) = llm.get_tool_calls_from_response(response)
@@ -255,7 +255,7 @@ async def test_an_agent_calls_a_tool_and_answers(tiny_tokenizer, embedded_model)
         def metadata(self):
             return super().metadata.model_copy(update={"is_function_calling_model": True})
 
-    agent = FunctionAgent(tools=[look_up], llm=Obedient("default", max_new_tokens=40))
+    agent = FunctionAgent(tools=[look_up], llm=Obedient("default", max_tokens=40))
     result = await agent.run("What was opened in 1932?")
     assert len(calls) == 1
     assert "bridge" in str(result)
@@ -268,11 +268,11 @@ def test_a_wrong_name_is_said_and_both_names_of_the_limit_count(tiny):
     for name in ("max_tokens", "max_new_tokens"):
         llm = SpecKVLLM(tiny, **{name: 3})
         assert llm.complete(LONG).raw["usage"]["completion_tokens"] == 3
-        assert SpecKVLLM.from_dict(llm.to_dict()).max_new_tokens == 3
+        assert SpecKVLLM.from_dict(llm.to_dict()).max_tokens == 3
 
 
 def test_a_forced_call_that_was_cut_off(embedded_model):
-    llm = SpecKVLLM("default", max_new_tokens=5)
+    llm = SpecKVLLM("default", max_tokens=5)
     response = llm.chat_with_tools([FunctionTool.from_defaults(opened)], "What was opened in 1932?", tool_required=True)
     (bad,) = response.additional_kwargs["invalid_tool_calls"]
     assert "cut off" in bad["error"]

@@ -20,7 +20,7 @@ class Everything(BaseRetriever):
 
 
 def test_the_answer_and_what_it_rests_on(smol):
-    llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_new_tokens=24)
+    llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_tokens=24)
     engine = rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20))
     response = engine.query(QUESTION)
     assert "1932" in str(response)
@@ -31,13 +31,13 @@ def test_the_answer_and_what_it_rests_on(smol):
 
 
 async def test_asynchronous(smol):
-    llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_new_tokens=24)
+    llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_tokens=24)
     response = await rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20)).aquery(QUESTION)
     assert "1932" in str(response)
 
 
 def test_options_and_the_default_postprocessor(smol):
-    llm = SpecKVLLM(smol.draft, max_new_tokens=8)
+    llm = SpecKVLLM(smol.draft, max_tokens=8)
     first = SimilarityPostprocessor(similarity_cutoff=0.55)
     engine = rag_query_engine(Everything(), llm, node_postprocessors=[first])
     assert [node.node_id for node in engine.query(QUESTION).source_nodes] == ["bridge"]

@@ -90,7 +90,7 @@ def api():
 def application(monkeypatch, tmp_path):
     """What README and home page take for granted: the application around the few lines they show. An empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Settings, "_llm", SpecKVLLM("default", max_new_tokens=16))
+    monkeypatch.setattr(Settings, "_llm", SpecKVLLM("default", max_tokens=16))
     monkeypatch.setattr(Settings, "_tokenizer", Settings._tokenizer)
     monkeypatch.setattr(Api, "requests", [])
     store = InMemoryVectorStore.from_documents([Document(MILL), Document(BRIDGE)], DeterministicFakeEmbedding(size=16))

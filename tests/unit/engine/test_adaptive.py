@@ -239,7 +239,7 @@ def test_the_drop_in_writes_what_the_engine_writes(pair, cascade):
 
 
 def test_the_llm_classes_take_it_and_save_it(pair):
-    llm = SpecKVLLM(SpecKV(*pair, ADAPTIVE), max_new_tokens=12)
+    llm = SpecKVLLM(SpecKV(*pair, ADAPTIVE), max_tokens=12)
     assert llm.complete(LONG, formatted=True).text == SpecKV(*pair, ADAPTIVE).generate(LONG, max_new_tokens=12)[0].text
     saved = SpecKVLLM("default", config=SpecKVConfig(head_budgets="adaptive", floor_alpha=0.35)).to_dict()
     assert (saved["config"]["head_budgets"], saved["config"]["floor_alpha"]) == ("adaptive", 0.35)
