@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.chat.answering import as_prompt
+from draftapprox_integrations.chat.answering import rag_prompt
 from draftapprox_integrations.chat.calls import prepare_chat
 from draftapprox_integrations.chat.template import Message
 from draftapprox_integrations.specpc.selection import pool_scores, select_tokens
@@ -61,7 +61,7 @@ def main() -> None:
 
 def measure(model: LoadedModel, question: Question, shares: Sequence[float], new: int) -> dict[str, object]:
     """Answers and log-likelihoods of one question."""
-    message = [Message("user", as_prompt(question.passages, question.text))]
+    message = [Message("user", rag_prompt(question.passages, question.text))]
     ids = torch.tensor(prepare_chat(SpecKV(model, model), message).ids)
     gold = model.require_tokenizer()(question.answers[0], add_special_tokens=False)["input_ids"]
     counted = torch.arange(len(ids))

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.chat.answering import as_prompt
+from draftapprox_integrations.chat.answering import rag_prompt
 from draftapprox_integrations.chat.template import Message, render_chat
 from draftapprox_integrations.specpc.text.packing import Packer
 
@@ -89,7 +89,7 @@ def likelihood(model: LoadedModel, question: Question, texts: Sequence[str]) -> 
     """Log-likelihood in nats per token of the first gold answer, where the model has read `texts`."""
     context = [named for named, text in zip(question.titled(texts), texts, strict=True) if text]
     tokenizer = model.require_tokenizer()
-    message = Message("user", as_prompt(context, question.text, INSTRUCTION))
+    message = Message("user", rag_prompt(context, question.text, INSTRUCTION))
     prompt = tokenizer(render_chat(tokenizer, [message]), add_special_tokens=False)["input_ids"]
     gold = tokenizer(question.answers[0], add_special_tokens=False)["input_ids"]
     logits = model.model(torch.tensor([[*prompt, *gold[:-1]]]), logits_to_keep=len(gold)).logits[0]

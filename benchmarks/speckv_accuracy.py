@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
-from draftapprox_integrations.chat.answering import as_prompt
+from draftapprox_integrations.chat.answering import rag_prompt
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.lookahead import SelfLookahead
 from draftapprox_integrations.speckv.prefill import prefill
@@ -76,7 +76,7 @@ def measure(
 ) -> dict[str, object]:
     """Answers and KL of one question."""
     tokenizer = model.require_tokenizer()
-    messages = [{"role": "user", "content": as_prompt(question.passages, question.text)}]
+    messages = [{"role": "user", "content": rag_prompt(question.passages, question.text)}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     mask = torch.ones_like(ids)

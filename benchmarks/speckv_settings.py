@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecKVConfig, load_model
-from draftapprox_integrations.chat.answering import INSTRUCTION, as_prompt
+from draftapprox_integrations.chat.answering import INSTRUCTION, rag_prompt
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache.ragged import decoding_model
 from draftapprox_integrations.speckv.lookahead import SelfLookahead
@@ -94,7 +94,7 @@ def _one(
 ) -> bool:
     tokenizer = model.require_tokenizer()
     instruction = "Use the context to answer the question, and explain in detail." if lengths else INSTRUCTION
-    messages = [{"role": "user", "content": as_prompt(question.passages, question.text, instruction)}]
+    messages = [{"role": "user", "content": rag_prompt(question.passages, question.text, instruction)}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     mask = torch.ones_like(ids)

@@ -1,1 +1,1 @@
-"""Chat templates, tool calls and enforced JSON, for any framework."""
+"""Chat templates, tool calls and constrained JSON, independent of any framework."""

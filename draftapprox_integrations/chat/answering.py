@@ -1,4 +1,4 @@
-"""Ask a model a question about some context."""
+"""Ask a model a question about retrieved passages."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from ..engine.engine import SpecKV
 from ..results import Generation
 from .calls import prepare_chat
-from .template import Message, has_template
+from .template import Message, has_chat_template
 
 INSTRUCTION = "Use the context to answer the question in one sentence."
 
 
-def as_prompt(context: Sequence[str], query: str, instruction: str = INSTRUCTION) -> str:
-    """What the user says: instruction, passages, question."""
-    passages = "\n\n".join(context)
-    return f"{instruction}\n\nContext:\n{passages}\n\nQuestion: {query}"
+def rag_prompt(passages: Sequence[str], query: str, instruction: str = INSTRUCTION) -> str:
+    """Return a user message: the instruction, the passages, the question."""
+    context = "\n\n".join(passages)
+    return f"{instruction}\n\nContext:\n{context}\n\nQuestion: {query}"
 
 
-def answer(engine: SpecKV, context: Sequence[str], query: str, max_new_tokens: int = 48) -> Generation:
-    """Greedy answer of the engine's target, through its chat template if it has one.
+def answer(engine: SpecKV, passages: Sequence[str], query: str, max_new_tokens: int = 48) -> Generation:
+    """Generate a greedy answer with the engine's target, through its chat template if it has one.
 
     Raises:
         InvalidInputError: the model has no tokenizer, or the prompt exceeds its window.
     """
-    content = as_prompt(context, query)
-    if has_template(engine.target.require_tokenizer()):
+    content = rag_prompt(passages, query)
+    if has_chat_template(engine.target.require_tokenizer()):
         call = prepare_chat(engine, [Message("user", content)])
         (stream,) = engine.submit([call.ids], max_new_tokens=max_new_tokens, **call.options)
     else:

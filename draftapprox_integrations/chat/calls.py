@@ -1,4 +1,4 @@
-"""One call of a chat model, for any framework: messages, tools and a wanted shape become ids and options."""
+"""Turn messages, tools and a wanted JSON schema into a prompt and options for the engine."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from ..config import SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
-from .grammar import JsonOnly, call_schema
-from .template import Message, protect_short, render_chat
-from .tools import Answer, InvalidToolCall, read_tool_calls
+from .grammar import JsonConstraint, answer_or_call_schema, call_schema
+from .template import Message, protect_short_messages, render_chat
+from .tools import InvalidToolCall, ParsedAnswer, parse_tool_calls
 
 
 @dataclass(frozen=True)
 class ChatCall:
-    """What goes to the engine, and how its answer is to be read.
+    """A rendered conversation, ready for the engine, and how to parse its answer.
 
     Attributes:
-        ids: The prompt.
+        ids: Token ids of the prompt.
         options: Further arguments of `SpecKV.submit`.
-        tool_names: Tools the model may call; empty: its text is taken as it is.
-        forced: It can write nothing but a call.
+        tool_names: Names of the tools the model may call. Empty: the answer is plain text.
+        forced: Whether the answer is constrained to a tool call.
     """
 
     ids: list[int]
@@ -30,14 +30,15 @@ class ChatCall:
     tool_names: frozenset[str] = frozenset()
     forced: bool = False
 
-    def read(self, text: str) -> Answer:
-        """The answer, with its tool calls taken out."""
+    def parse(self, text: str) -> ParsedAnswer:
+        """Split the model's text into plain text and tool calls."""
         if not self.tool_names:
-            return Answer(text)
-        answer = read_tool_calls(text, self.tool_names)
-        if self.forced and not answer.calls:  # the grammar lets nothing else through, so it is only a beginning
-            return Answer("", [], [InvalidToolCall(text, "the call was cut off before its end; allow more tokens")])
-        return answer
+            return ParsedAnswer(text)
+        parsed = parse_tool_calls(text, self.tool_names)
+        if self.forced and not parsed.calls:  # the constraint allows nothing but a call, so this is an unfinished one
+            error = "the call was cut off before its end; allow more tokens"
+            return ParsedAnswer("", [], [InvalidToolCall(text, error)])
+        return parsed
 
 
 def prepare_chat(
@@ -47,46 +48,48 @@ def prepare_chat(
     tools: Sequence[dict[str, Any]] = (),
     tool_choice: str = "auto",
     schema: dict[str, Any] | None = None,
-    tell: bool = True,
+    show_schema: bool = True,
     template_options: Mapping[str, Any] | None = None,
 ) -> ChatCall:
-    """Render, tokenize, and make the grammar where the answer's form is to be enforced.
+    """Render and tokenize a conversation; add a constraint where the form of the answer is enforced.
 
     Args:
-        engine: Whose target answers.
+        engine: The engine whose target answers.
         messages: The conversation.
-        tools: In OpenAI's layout.
+        tools: Tools in OpenAI's format.
         tool_choice: "auto", "none", "any", or a tool's name.
-        schema: The answer is to be JSON of this schema.
-        tell: Say so in the system message.
+        schema: JSON schema of the answer. With tools and `tool_choice="auto"` the model may write a tool call instead.
+        show_schema: Whether to add the schema to the system message.
         template_options: Further variables of the chat template.
 
     Raises:
-        InvalidInputError: the template refuses the messages, there is no such tool, or a schema cannot be enforced.
-        MissingDependencyError: the form is to be enforced and llguidance is not installed.
+        InvalidInputError: the template refuses the messages, the tool does not exist, or a schema cannot be enforced.
+        MissingDependencyError: a constraint is needed and llguidance is not installed.
     """
     tokenizer = engine.target.require_tokenizer()
     if tool_choice == "none":
         tools = ()
-    options: dict[str, Any] = {}
-    names: frozenset[str] = frozenset(tool.get("function", tool)["name"] for tool in tools)
+    tool_names = frozenset(tool.get("function", tool)["name"] for tool in tools)
     forced = bool(tools) and tool_choice != "auto"
+    enforced: dict[str, Any] | None = None
     if forced:
-        wanted = call_schema(tools, None if tool_choice == "any" else tool_choice)
-        options["logits_processor"] = [JsonOnly(engine.target, wanted)]
+        enforced = call_schema(tools, None if tool_choice == "any" else tool_choice)
     elif schema is not None:
-        options["logits_processor"] = [JsonOnly(engine.target, schema)]
-        messages = _tell(messages, schema) if tell else messages
+        enforced = answer_or_call_schema(schema, tools) if tools else schema
+        messages = _with_schema(messages, schema) if show_schema else messages
+    options: dict[str, Any] = {}
+    if enforced is not None:
+        options["logits_processor"] = [JsonConstraint(engine.target, enforced)]
     text = render_chat(tokenizer, messages, tools, **(template_options or {}))
     if isinstance(engine.config, SpecKVPCConfig | SpecPCConfig):
         specpc = engine.config.specpc if isinstance(engine.config, SpecKVPCConfig) else engine.config
-        ids, protected = protect_short(tokenizer, text, messages, specpc.max_capacity_prompt)
+        ids, protected = protect_short_messages(tokenizer, text, messages, specpc.max_capacity_prompt)
         options["protected"] = [protected]
     else:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ChatCall(ids, options, names, forced)
+    return ChatCall(ids, options, tool_names, forced)
 
 
-def _tell(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:
+def _with_schema(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:
     shown = json.dumps(schema, ensure_ascii=False)
     return [Message("system", f"Answer with one JSON object of this schema:\n{shown}"), *messages]

@@ -1,4 +1,4 @@
-"""Make a model write JSON of a given schema, and nothing else: grammars of the library llguidance."""
+"""Constrained decoding: restrict generation to JSON of a schema, with the library llguidance."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ _lock = threading.Lock()
 
 
 def can_enforce() -> bool:
-    """Whether llguidance is installed."""
+    """Return whether constrained decoding is available, that is, llguidance is installed."""
     return find_spec("llguidance") is not None
 
 
-class JsonOnly(LogitsProcessor):
-    """Lets through only tokens that keep the text a beginning of JSON of `schema`. For one row, used once.
+class JsonConstraint(LogitsProcessor):
+    """Logits processor that allows only tokens which continue valid JSON of a schema.
+
+    It holds the state of one generation: use it for one row, once.
 
     Args:
-        target: The model that writes.
-        schema: A JSON schema; an object that lists its properties takes no others.
+        target: The model that generates.
+        schema: A JSON schema. An object that lists its properties allows no others.
 
     Raises:
         MissingDependencyError: llguidance is not installed.
-        InvalidInputError: the schema uses what cannot be enforced, or the tokenizer is not a fast one.
+        InvalidInputError: the schema has a feature that cannot be enforced, or the tokenizer is not a fast one.
     """
 
     def __init__(self, target: LoadedModel, schema: dict[str, Any]):
@@ -42,19 +44,26 @@ class JsonOnly(LogitsProcessor):
             from llguidance import LLMatcher
         except ImportError as error:
             raise MissingDependencyError(
-                'output of a given shape needs llguidance: pip install "draftapprox-integrations[structured]"'
+                'constrained JSON needs llguidance: pip install "draftapprox-integrations[structured]"'
             ) from error
-        compact = close_objects(schema) | {"x-guidance": {"whitespace_flexible": False}}  # no room for endless spaces
+        compact = close_objects(schema) | {
+            "x-guidance": {"whitespace_flexible": False}
+        }  # else a model may write spaces forever
         self._matcher = LLMatcher(_tokenizer_of(target), LLMatcher.grammar_from_json_schema(compact))
         if self._matcher.is_error():
             raise InvalidInputError(f"this JSON schema cannot be enforced: {self._matcher.get_error()}")
-        self._read = -1
+        self._prompt_seen = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Float [1, vocabulary], -inf where the grammar ends."""
-        if self._read >= 0:
+        """Set the scores of disallowed tokens to -inf.
+
+        Args:
+            input_ids: Long [1, tokens].
+            scores: Float [1, vocabulary].
+        """
+        if self._prompt_seen:
             self._matcher.consume_token(int(input_ids[0, -1]))
-        self._read = input_ids.shape[1]
+        self._prompt_seen = True
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         allowed = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().bool().to(scores.device)
         width = min(len(allowed), scores.shape[-1])  # a model may have more ids than its tokenizer
@@ -64,9 +73,9 @@ class JsonOnly(LogitsProcessor):
 
 
 def close_objects(schema: Any) -> Any:
-    """`schema` with `additionalProperties: false` wherever properties are listed and nothing is said about others.
+    """Return `schema` with `additionalProperties: false` added to objects that list properties and do not set it.
 
-    Small models go on inventing keys otherwise.
+    Otherwise small models keep inventing keys.
     """
     if isinstance(schema, list):
         return [close_objects(item) for item in schema]
@@ -79,10 +88,10 @@ def close_objects(schema: Any) -> Any:
 
 
 def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """The schema of a call of one of `tools` (OpenAI's layout), or of the one called `name`.
+    """Return the JSON schema of a call of any of `tools` (OpenAI's format), or of the tool called `name`.
 
     Raises:
-        InvalidInputError: there is no such tool.
+        InvalidInputError: there is no tool of this name.
     """
     functions = [tool.get("function", tool) for tool in tools]
     chosen = [function for function in functions if name in (None, function["name"])]
@@ -93,7 +102,7 @@ def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dic
     calls = []
     for function in chosen:
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
-        parameters, found = _hoist(parameters, function["name"])
+        parameters, found = _hoist_definitions(parameters, function["name"])
         definitions |= found
         calls.append(
             {
@@ -107,10 +116,20 @@ def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dic
     return schema | {"$defs": definitions} if definitions else schema
 
 
-def _hoist(parameters: dict[str, Any], owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Definitions move to the root of the new schema, under names of their own."""
-    inner = {key: value for key, value in parameters.items() if key != "$defs"}
-    text = json.dumps([inner, parameters.get("$defs", {})]).replace('"#/$defs/', f'"#/$defs/{owner}.')
+def answer_or_call_schema(answer: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON schema of either an `answer` or a call of one of `tools`."""
+    calls = call_schema(tools)
+    definitions = calls.pop("$defs", {})
+    answer, found = _hoist_definitions(answer, "answer")
+    schema: dict[str, Any] = {"anyOf": [answer, *calls.get("anyOf", [calls])]}
+    definitions |= found
+    return schema | {"$defs": definitions} if definitions else schema
+
+
+def _hoist_definitions(schema: dict[str, Any], owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a schema from its `$defs`, renamed to `owner.name` so that several schemas can share one root."""
+    inner = {key: value for key, value in schema.items() if key != "$defs"}
+    text = json.dumps([inner, schema.get("$defs", {})]).replace('"#/$defs/', f'"#/$defs/{owner}.')
     moved, definitions = json.loads(text)
     return moved, {f"{owner}.{key}": value for key, value in definitions.items()}
 
@@ -120,7 +139,7 @@ def _tokenizer_of(target: LoadedModel) -> Any:
 
     tokenizer = target.require_tokenizer()
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InvalidInputError("output of a given shape needs a fast tokenizer; this one is a slow one")
+        raise InvalidInputError("constrained JSON needs a fast tokenizer; this one is a slow one")
     size, ends = max(target.vocabulary, len(tokenizer)), end_ids(target.model)
     with _lock:
         made = _tokenizers.setdefault(tokenizer, {})

@@ -1,7 +1,7 @@
-"""Tool calls in the text of a model: how they are described, written and read.
+"""Describe tools to a model, and format and parse its tool calls.
 
-Read are the forms that open models are trained on: Hermes and Qwen (`<tool_call>{...}</tool_call>`), Llama 3 (a bare
-JSON object with "parameters"), Mistral (`[TOOL_CALLS]` and a JSON list).
+Supported formats are those open models are trained on: Hermes and Qwen (`<tool_call>{...}</tool_call>`), Llama 3 (a
+bare JSON object with "parameters"), Mistral (`[TOOL_CALLS]` and a JSON list).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PREFIX = re.compile(r"^\s*(?:\[TOOL_CALLS\]|<\|python_tag\|>)?\s*(?=[\[{])")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call the model wants made.
+    """A tool call requested by the model.
 
     Attributes:
-        name: Of the tool.
-        arguments: By parameter name.
-        id: Tells calls apart.
+        name: The tool's name.
+        arguments: Argument values by parameter name.
+        id: Identifies the call in the conversation.
     """
 
     name: str
@@ -35,12 +35,12 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class InvalidToolCall:
-    """What looks like a call and cannot be made.
+    """An attempted tool call that cannot be executed.
 
     Attributes:
-        text: As written.
-        error: Why not.
-        name: Of the tool, where that much could be read.
+        text: The model's text.
+        error: Why the call is invalid.
+        name: The tool's name, if it could be parsed.
     """
 
     text: str
@@ -49,13 +49,13 @@ class InvalidToolCall:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A model's text, taken apart.
+class ParsedAnswer:
+    """A model's text, split into plain text and tool calls.
 
     Attributes:
-        text: What is not a call.
-        calls: In the order written.
-        invalid: Attempts that failed.
+        text: The text outside calls.
+        calls: Valid calls, in the order written.
+        invalid: Invalid calls, in the order written.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Answer:
 
 
 def describe_tools(tools: Sequence[dict[str, Any]]) -> str:
-    """Tools for the system message of a model whose template has no place for them."""
+    """Return a system message that describes tools, for models whose chat template does not render them."""
     listed = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
     return (
         "You may call these functions to help with the user's request:\n"
@@ -74,8 +74,8 @@ def describe_tools(tools: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write_tool_calls(calls: Sequence[ToolCall]) -> str:
-    """Calls as the model itself would have written them."""
+def format_tool_calls(calls: Sequence[ToolCall]) -> str:
+    """Return calls as text in the format that `describe_tools` asks for."""
     parts = []
     for call in calls:
         shown = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
@@ -83,40 +83,40 @@ def write_tool_calls(calls: Sequence[ToolCall]) -> str:
     return "\n".join(parts)
 
 
-def read_tool_calls(text: str, names: Collection[str]) -> Answer:
-    """Take the calls out of what a model wrote.
+def parse_tool_calls(text: str, names: Collection[str]) -> ParsedAnswer:
+    """Parse the tool calls in a model's text.
 
     Args:
-        text: The whole answer.
-        names: Tools there are; a bare JSON object counts as a call only if it names one of them.
+        text: The complete answer.
+        names: Names of the available tools. A bare JSON object is a call only if it names one of them.
     """
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     if _OPEN in text:
         for written in _TAGGED.findall(text):
-            found = _as_calls(written, names)
+            found = _parse_json_calls(written, names)
             for call in found if isinstance(found, list) else [found]:
                 (calls if isinstance(call, ToolCall) else invalid).append(call)  # type: ignore[arg-type]
-        return Answer(_TAGGED.sub("", text).strip(), calls, invalid)
+        return ParsedAnswer(_TAGGED.sub("", text).strip(), calls, invalid)
     prefix = _PREFIX.match(text)
     if prefix:
-        found = _as_calls(text[prefix.end() :].strip(), names)
+        found = _parse_json_calls(text[prefix.end() :].strip(), names)
         if isinstance(found, list) and found:
-            return Answer("", found)
+            return ParsedAnswer("", found)
         if "[TOOL_CALLS]" in prefix.group() and isinstance(found, InvalidToolCall):
-            return Answer("", [], [found])
-    return Answer(text)
+            return ParsedAnswer("", [], [found])
+    return ParsedAnswer(text)
 
 
-class ToolFilter:
-    """For streams: lets text through until it may be a tool call, and holds the rest back for `read_tool_calls`."""
+class ToolCallFilter:
+    """Streaming filter: passes text on until it may be a tool call, then withholds the rest."""
 
     def __init__(self) -> None:
         self._text = ""
         self._sent = 0
 
     def feed(self, piece: str) -> str:
-        """The text that is certainly not part of a call."""
+        """Add a piece of the stream; return the text that is certainly not part of a tool call."""
         self._text += piece
         if self._text.lstrip().startswith(("{", "[", "<|python_tag|>")):
             return ""
@@ -130,14 +130,14 @@ class ToolFilter:
         shown, self._sent = self._text[self._sent : safe], max(self._sent, safe)
         return shown
 
-    def rest(self, answer: Answer) -> str:
-        """What is to be shown yet once the whole answer was taken apart."""
-        if answer.calls or answer.invalid:
+    def rest(self, parsed: ParsedAnswer) -> str:
+        """Return the withheld text to show at the end; empty if the complete answer has tool calls."""
+        if parsed.calls or parsed.invalid:
             return ""
         return self._text[self._sent :]
 
 
-def _as_calls(written: str, names: Collection[str]) -> list[ToolCall] | InvalidToolCall:
+def _parse_json_calls(written: str, names: Collection[str]) -> list[ToolCall] | InvalidToolCall:
     try:
         parsed = json.loads(written)
     except ValueError as error:
@@ -146,7 +146,7 @@ def _as_calls(written: str, names: Collection[str]) -> list[ToolCall] | InvalidT
     for item in parsed if isinstance(parsed, list) else [parsed]:
         name = item.get("name") if isinstance(item, dict) else None
         arguments = item.get("arguments", item.get("parameters", {})) if isinstance(item, dict) else None
-        if isinstance(arguments, str):  # some models write the arguments as JSON inside a string
+        if isinstance(arguments, str):  # some models write the arguments as a JSON string
             try:
                 arguments = json.loads(arguments)
             except ValueError:

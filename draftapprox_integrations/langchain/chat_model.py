@@ -21,7 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
 
 from ..chat.calls import ChatCall, prepare_chat
-from ..chat.tools import Answer, ToolFilter
+from ..chat.tools import ParsedAnswer, ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS
@@ -106,15 +106,15 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         ready = self._prepare(messages, stop, kwargs)
         (stream,) = ready.engine.submit([ready.call.ids], **ready.settings)
-        held = ToolFilter() if ready.call.tool_names else None
+        withheld = ToolCallFilter() if ready.call.tool_names else None
         for piece in stream.pieces():
-            if shown := held.feed(piece) if held else piece:
+            if shown := withheld.feed(piece) if withheld else piece:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=shown))
                 if run_manager:
                     run_manager.on_llm_new_token(shown, chunk=chunk)
                 yield chunk
         assert stream.generation is not None
-        last = self._last_chunk(stream.generation, ready, held)
+        last = self._last_chunk(stream.generation, ready, withheld)
         if run_manager:
             run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
@@ -128,10 +128,10 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         ready = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
         (stream,) = await ready.engine.asubmit([ready.call.ids], **ready.settings)
-        held = ToolFilter() if ready.call.tool_names else None
+        withheld = ToolCallFilter() if ready.call.tool_names else None
         try:
             async for piece in stream.pieces():
-                if shown := held.feed(piece) if held else piece:
+                if shown := withheld.feed(piece) if withheld else piece:
                     chunk = ChatGenerationChunk(message=AIMessageChunk(content=shown))
                     if run_manager:
                         await run_manager.on_llm_new_token(shown, chunk=chunk)
@@ -139,7 +139,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         finally:
             stream.cancel()
         assert stream.generation is not None
-        last = self._last_chunk(stream.generation, ready, held)
+        last = self._last_chunk(stream.generation, ready, withheld)
         if run_manager:
             await run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
@@ -207,24 +207,24 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         call = dict(kwargs)
         model = call.pop("model", None)
         engine = self.load() if model in (None, self.model) else self._reference.get(model)
-        schema, tell = _wanted_schema(call.pop("response_format", None))
+        schema, show_schema = _wanted_schema(call.pop("response_format", None))
         ready = prepare_chat(
             engine,
             from_langchain(messages),
             tools=call.pop("tools", None) or (),
             tool_choice=call.pop("tool_choice", "auto"),
             schema=schema,
-            tell=tell,
+            show_schema=show_schema,
             template_options=call.pop("chat_template_kwargs", None),
         )
         return _Prepared(engine, ready, self._call_options(stop, call) | ready.options)
 
     def _result(self, written: Generation, ready: _Prepared) -> ChatResult:
-        answer = ready.call.read(written.text)
+        parsed = ready.call.parse(written.text)
         message = AIMessage(
-            content=answer.text,
-            tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in answer.calls],
-            invalid_tool_calls=_invalid(answer),
+            content=parsed.text,
+            tool_calls=[tool_call(name=call.name, args=call.arguments, id=call.id) for call in parsed.calls],
+            invalid_tool_calls=_invalid(parsed),
             usage_metadata=_usage(written),
             response_metadata=self._metadata(written, ready.engine),
         )
@@ -234,20 +234,22 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
             llm_output={"model_name": message.response_metadata["model_name"], "token_usage": dict(_usage(written))},
         )
 
-    def _last_chunk(self, written: Generation, ready: _Prepared, held: ToolFilter | None) -> ChatGenerationChunk:
-        answer = ready.call.read(written.text)
+    def _last_chunk(
+        self, written: Generation, ready: _Prepared, withheld: ToolCallFilter | None
+    ) -> ChatGenerationChunk:
+        parsed = ready.call.parse(written.text)
         calls = [
             tool_call_chunk(
                 name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=index
             )
-            for index, call in enumerate(answer.calls)
+            for index, call in enumerate(parsed.calls)
         ]
         calls += [
-            tool_call_chunk(name=bad.name, args=_unreadable(bad.text), id=None, index=len(answer.calls) + index)
-            for index, bad in enumerate(answer.invalid)
+            tool_call_chunk(name=bad.name, args=_unreadable(bad.text), id=None, index=len(parsed.calls) + index)
+            for index, bad in enumerate(parsed.invalid)
         ]
         message = AIMessageChunk(
-            content=held.rest(answer) if held else "",
+            content=withheld.rest(parsed) if withheld else "",
             tool_call_chunks=calls,
             usage_metadata=_usage(written),
             response_metadata=self._metadata(written, ready.engine),
@@ -266,8 +268,8 @@ def _usage(written: Generation) -> UsageMetadata:
     )
 
 
-def _invalid(answer: Answer) -> list[Any]:
-    return [invalid_tool_call(name=bad.name, args=bad.text, id=None, error=bad.error) for bad in answer.invalid]
+def _invalid(parsed: ParsedAnswer) -> list[Any]:
+    return [invalid_tool_call(name=bad.name, args=bad.text, id=None, error=bad.error) for bad in parsed.invalid]
 
 
 def _unreadable(text: str) -> str:

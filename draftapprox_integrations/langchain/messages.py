@@ -1,4 +1,4 @@
-"""LangChain's messages in our own terms."""
+"""Convert LangChain's messages to `chat.template.Message`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "system": "system", "developer": "system", "ai": "assistant",
     "assistant": "assistant", "tool": "tool", "function": "tool",
 }  # fmt: skip
-# Blocks that carry no text for the model: what a call says is in `tool_calls`, reasoning is not sent back.
+# Blocks that are not sent to the model as text: calls come from `tool_calls`, reasoning is not sent back.
 _WITHOUT_TEXT = {
     "tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking", "redacted_thinking",
     "function_call", "server_tool_call", "server_tool_result", "non_standard",
@@ -30,10 +30,10 @@ _WITHOUT_TEXT = {
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
-    """The same conversation.
+    """Convert a conversation.
 
     Raises:
-        InvalidInputError: a message holds an image or other data, or its role is unknown.
+        InvalidInputError: a message has content other than text, or an unknown role.
     """
     return [_convert(message) for message in messages]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_core.language_models import ModelProfile
 
 from ..chat.grammar import can_enforce
-from ..chat.template import takes_tools
+from ..chat.template import renders_tools
 from ..models.loading import LoadedModel
 
 
@@ -15,7 +15,7 @@ def model_profile(target: LoadedModel) -> ModelProfile:
     `tool_calling` is True if the chat template renders tools, which means the model was trained on them. `tool_choice`
     and `structured_output` are True if the answer's form can be enforced (extra `structured`).
     """
-    tools = takes_tools(target.require_tokenizer())
+    tools = renders_tools(target.require_tokenizer())
     enforced = can_enforce()
     return ModelProfile(
         name=target.name,

@@ -12,7 +12,7 @@ from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 
-from ..chat.answering import as_prompt
+from ..chat.answering import rag_prompt
 from ..errors import InvalidInputError
 from .base import LangChainSpecKVBase
 from .compressor import SpecPCCompressor
@@ -48,7 +48,7 @@ def rag_chain(
     if compressor is None and isinstance(chat, LangChainSpecKVBase):
         compressor = SpecPCCompressor(chat.draft_spec)
     compressor = compressor or SpecPCCompressor()
-    template = prompt or ChatPromptTemplate.from_messages([("user", as_prompt(["{context}"], "{question}"))])
+    template = prompt or ChatPromptTemplate.from_messages([("user", rag_prompt(["{context}"], "{question}"))])
     shorten = RunnableLambda(_shortened_by(compressor), _shortened_by_async(compressor))
     answer: Runnable[Any, str] = RunnableLambda(_with_text) | template | chat | StrOutputParser()
     return (

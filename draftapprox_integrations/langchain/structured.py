@@ -1,4 +1,4 @@
-"""Answers of a given shape, as a chain of the chat model and a parser."""
+"""Structured output: a chain of a chat model, constrained to a schema, and a parser."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from ..errors import InvalidInputError
 StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
 
 
-class _WholeJson(JsonOutputParser):
-    """LangChain's own parser completes JSON that was cut off: half a number would pass for the number."""
+class _CompleteJson(JsonOutputParser):
+    """JSON parser that refuses an incomplete answer; LangChain's would complete it, so half a number would pass."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
-            _check_whole(result[0].text)
+            _check_complete(result[0].text)
         return super().parse_result(result, partial=partial)
 
 
-class _WholeObject(PydanticOutputParser[Any]):
+class _CompleteObject(PydanticOutputParser[Any]):
+    """As `_CompleteJson`, for Pydantic classes."""
+
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
-            _check_whole(result[0].text)
+            _check_complete(result[0].text)
         return super().parse_result(result, partial=partial)
 
 
-class _WholeCall(PydanticToolsParser):
-    """LangChain's own parser makes None of a message without a call."""
+class _CompleteCall(PydanticToolsParser):
+    """Tool call parser that refuses an incomplete call; LangChain's would return None."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
@@ -46,7 +48,9 @@ class _WholeCall(PydanticToolsParser):
         return super().parse_result(result, partial=partial)
 
 
-class _WholeKeyedCall(JsonOutputKeyToolsParser):
+class _CompleteKeyedCall(JsonOutputKeyToolsParser):
+    """As `_CompleteCall`, for schemas that are not Pydantic classes."""
+
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         if not partial:
             _check_called(result[0])
@@ -56,7 +60,7 @@ class _WholeKeyedCall(JsonOutputKeyToolsParser):
 def structured(
     chat: BaseChatModel, schema: Any, method: StructuredMethod, include_raw: bool, call: dict[str, Any]
 ) -> Runnable[LanguageModelInput, Any]:
-    """The chain behind `ChatSpecKV.with_structured_output`.
+    """Return the chain for `ChatSpecKV.with_structured_output`.
 
     Raises:
         InvalidInputError: an unknown method.
@@ -69,15 +73,15 @@ def structured(
         name = convert_to_openai_tool(schema)["function"]["name"]
         model = chat.bind_tools([schema], tool_choice=name, ls_structured_output_format=shown, **call)
         if is_pydantic:
-            parser = _WholeCall(tools=[schema], first_tool_only=True)
+            parser = _CompleteCall(tools=[schema], first_tool_only=True)
         else:
-            parser = _WholeKeyedCall(key_name=name, first_tool_only=True)
+            parser = _CompleteKeyedCall(key_name=name, first_tool_only=True)
     elif method in ("json_schema", "json_mode"):
         wanted: dict[str, Any] = {"type": "json_object", "schema": json_schema}
         if method == "json_schema":
             wanted = {"type": "json_schema", "json_schema": {"name": json_schema.get("title"), "schema": json_schema}}
         model = chat.bind(response_format=wanted, ls_structured_output_format=shown, **call)
-        parser = _WholeObject(pydantic_object=schema) if is_pydantic else _WholeJson()
+        parser = _CompleteObject(pydantic_object=schema) if is_pydantic else _CompleteJson()
     else:
         raise InvalidInputError(f"method must be 'json_schema', 'function_calling' or 'json_mode'; got {method!r}")
     if not include_raw:
@@ -88,21 +92,21 @@ def structured(
     return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
-def _check_whole(text: str) -> None:
+def _check_complete(text: str) -> None:
     try:
         json.loads(text)
     except ValueError as error:
-        raise _cut_off(text) from error
+        raise _incomplete(text) from error
 
 
 def _check_called(generation: Generation) -> None:
     message = generation.message if isinstance(generation, ChatGeneration) else None
     if isinstance(message, AIMessage) and not message.tool_calls:
-        written = "".join(call["args"] or "" for call in message.invalid_tool_calls)
-        raise _cut_off(written)
+        partial_call = "".join(call["args"] or "" for call in message.invalid_tool_calls)
+        raise _incomplete(partial_call)
 
 
-def _cut_off(text: str) -> OutputParserException:
+def _incomplete(text: str) -> OutputParserException:
     return OutputParserException(
         f"the answer was cut off before its JSON was complete; raise max_tokens. It began: {text!r}", llm_output=text
     )

@@ -26,8 +26,8 @@ from llama_index.core.prompts import PromptTemplate
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
-from ..chat.template import has_template, takes_tools
-from ..chat.tools import ToolFilter
+from ..chat.template import has_chat_template, renders_tools
+from ..chat.tools import ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS, SpecKVBase
@@ -64,7 +64,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which it is serialized."""
+        """Return the name used in serialization."""
         return "SpecKVLLM"
 
     @property
@@ -75,8 +75,8 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
         return LLMMetadata(
             context_window=self.context_window or loaded.context_window,
             num_output=self.max_tokens,
-            is_chat_model=has_template(tokenizer),
-            is_function_calling_model=takes_tools(tokenizer),
+            is_chat_model=has_chat_template(tokenizer),
+            is_function_calling_model=renders_tools(tokenizer),
             model_name=shown_name(self.model),
         )
 
@@ -84,52 +84,52 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The assistant's next message."""
+        """Return the assistant's next message."""
         engine, call, settings = self._prepare_chat(messages, kwargs)
         (stream,) = engine.submit([call.ids], **settings)
         return chat_response(stream.result(), call)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """The assistant's next message, growing."""
+        """Stream the assistant's next message."""
 
         def run() -> Generator[ChatResponse, None, None]:
             engine, call, settings = self._prepare_chat(messages, kwargs)
             (stream,) = engine.submit([call.ids], **settings)
-            held, text = ToolFilter() if call.tool_names else None, ""
+            withheld, text = ToolCallFilter() if call.tool_names else None, ""
             for piece in stream.pieces():
-                if shown := held.feed(piece) if held else piece:
+                if shown := withheld.feed(piece) if withheld else piece:
                     text += shown
                     yield part_response(text, shown)
             assert stream.generation is not None
-            yield chat_response(stream.generation, call, delta=held)
+            yield chat_response(stream.generation, call, withheld)
 
         return run()
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As `chat`; the event loop stays free."""
+        """As `chat`, without blocking the event loop."""
         engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
         (written,) = await engine.agenerate([call.ids], **settings)
         return chat_response(written, call)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        """As `stream_chat`; the event loop stays free."""
+        """As `stream_chat`, without blocking the event loop."""
 
         async def run() -> AsyncGenerator[ChatResponse, None]:
             engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
             (stream,) = await engine.asubmit([call.ids], **settings)
-            held, text = ToolFilter() if call.tool_names else None, ""
+            withheld, text = ToolCallFilter() if call.tool_names else None, ""
             try:
                 async for piece in stream.pieces():
-                    if shown := held.feed(piece) if held else piece:
+                    if shown := withheld.feed(piece) if withheld else piece:
                         text += shown
                         yield part_response(text, shown)
             finally:
                 stream.cancel()
             assert stream.generation is not None
-            yield chat_response(stream.generation, call, delta=held)
+            yield chat_response(stream.generation, call, withheld)
 
         return run()
 
@@ -137,14 +137,14 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The text after `prompt`; `formatted`: send it as it is."""
+        """Return a completion of `prompt`; with `formatted` the chat template is not applied."""
         engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
         (stream,) = engine.submit([ids], **settings)
         return completion(stream.result())
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """The text after `prompt`, growing."""
+        """Stream a completion of `prompt`."""
 
         def run() -> Generator[CompletionResponse, None, None]:
             engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
@@ -160,14 +160,14 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """As `complete`; the event loop stays free."""
+        """As `complete`, without blocking the event loop."""
         engine, ids, settings = await asyncio.to_thread(self._prepare_completion, prompt, formatted, kwargs)
         (written,) = await engine.agenerate([ids], **settings)
         return completion(written)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        """As `stream_complete`; the event loop stays free."""
+        """As `stream_complete`, without blocking the event loop."""
 
         async def run() -> AsyncGenerator[CompletionResponse, None]:
             engine, ids, settings = await asyncio.to_thread(self._prepare_completion, prompt, formatted, kwargs)
@@ -208,10 +208,10 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls that the model wants made.
+        """Return the tool calls of a response.
 
         Raises:
-            ValueError: there is none, and `error_on_no_tool_call`.
+            ValueError: there is none, and `error_on_no_tool_call` is True.
         """
         calls = tool_calls_of(response.message)
         if not calls and error_on_no_tool_call:
@@ -219,13 +219,13 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             raise ValueError(f"Expected at least one tool call, but the model answered: {written!r}")
         return [ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
 
-    # ------------------------------------------------------------------ answers of a given shape
+    # ------------------------------------------------------------------ structured output
 
     @dispatcher.span
     def structured_predict(
         self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
     ) -> Shape:
-        """An object of `output_cls`: only JSON of its schema can be written (extra `structured`).
+        """Return an object of `output_cls`; generation is constrained to JSON of its schema (extra `structured`).
 
         Raises:
             ValueError: the answer was cut off by `max_tokens` before it was complete.
@@ -241,7 +241,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
     async def astructured_predict(
         self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
     ) -> Shape:
-        """As `structured_predict`; the event loop stays free."""
+        """As `structured_predict`, without blocking the event loop."""
         if not can_enforce():
             shaped: Shape = await super().astructured_predict(output_cls, prompt, llm_kwargs, **given)
             return shaped
@@ -273,7 +273,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             raise InvalidInputError("the prompt is empty; give at least one character")
         engine = self.load()
         tokenizer = engine.target.require_tokenizer()
-        if not formatted and has_template(tokenizer):
+        if not formatted and has_chat_template(tokenizer):
             messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
             _, ready, settings = self._prepare_chat(messages, kwargs)
             return engine, ready.ids, settings

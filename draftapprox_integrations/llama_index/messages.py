@@ -1,4 +1,4 @@
-"""LlamaIndex's messages in our own terms."""
+"""Convert LlamaIndex's messages to `chat.template.Message`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WITHOUT_TEXT = {"tool_call", "thinking", "cache"}
 
 
 def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The same conversation.
+    """Convert a conversation.
 
     Raises:
-        InvalidInputError: a message holds an image or other data.
+        InvalidInputError: a message has content other than text.
     """
     return [
         Message(
@@ -39,7 +39,7 @@ def from_llama_index(messages: Sequence[ChatMessage]) -> list[Message]:
 
 
 def tool_calls_of(message: ChatMessage) -> list[ToolCall]:
-    """The calls an assistant's message carries, as blocks or in OpenAI's layout."""
+    """Return the tool calls of an assistant message, given as blocks or in OpenAI's format."""
     calls = []
     for block in message.blocks:
         if getattr(block, "block_type", None) == "tool_call":

@@ -10,7 +10,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 
-from ..chat.answering import as_prompt
+from ..chat.answering import rag_prompt
 from .llm import SpecKVLLM
 from .postprocessor import SpecPCPostprocessor
 
@@ -35,6 +35,6 @@ def rag_query_engine(
     if postprocessor is None and isinstance(llm, SpecKVLLM):
         postprocessor = SpecPCPostprocessor(llm.draft_spec)
     postprocessor = postprocessor or SpecPCPostprocessor()
-    options.setdefault("text_qa_template", PromptTemplate(as_prompt(["{context_str}"], "{query_str}")))
+    options.setdefault("text_qa_template", PromptTemplate(rag_prompt(["{context_str}"], "{query_str}")))
     before = options.pop("node_postprocessors", None) or []
     return RetrieverQueryEngine.from_args(retriever, llm=llm, node_postprocessors=[*before, postprocessor], **options)

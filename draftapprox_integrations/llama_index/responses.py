@@ -1,4 +1,4 @@
-"""What the engine wrote, as LlamaIndex's responses."""
+"""Convert the engine's results to LlamaIndex's responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from ..chat.calls import ChatCall
-from ..chat.tools import Answer, ToolFilter
+from ..chat.tools import ParsedAnswer, ToolCallFilter
 from ..results import Generation
 
 
@@ -36,30 +36,30 @@ def _raw(written: Generation) -> dict[str, Any]:
 
 
 def completion(written: Generation, delta: str | None = None) -> CompletionResponse:
-    """The whole answer to a completion, or its last piece."""
+    """Return a completion's response; with `delta`, the last one of a stream."""
     raw = _raw(written)
     return CompletionResponse(text=written.text, delta=delta, raw=raw, additional_kwargs=dict(raw["usage"]))
 
 
 def part_response(text: str, delta: str) -> ChatResponse:
-    """A piece of a growing message."""
+    """Return a stream's response: the text so far and the new piece."""
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
 
 
-def chat_response(written: Generation, call: ChatCall, delta: ToolFilter | None = None) -> ChatResponse:
-    """The whole message with its tool calls; as a stream's last piece, with what `delta` held back."""
-    answer = call.read(written.text)
+def chat_response(written: Generation, call: ChatCall, withheld: ToolCallFilter | None = None) -> ChatResponse:
+    """Return the complete message with its tool calls; with `withheld`, the last response of a stream."""
+    parsed = call.parse(written.text)
     raw = _raw(written)
     message = ChatMessage(
         role=MessageRole.ASSISTANT,
         blocks=[
-            *([TextBlock(text=answer.text)] if answer.text or not answer.calls else []),
-            *(ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=c.arguments) for c in answer.calls),
+            *([TextBlock(text=parsed.text)] if parsed.text or not parsed.calls else []),
+            *(ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=c.arguments) for c in parsed.calls),
         ],
     )
-    shown = delta.rest(answer) if delta else ""
-    return ChatResponse(message=message, delta=shown, raw=raw, additional_kwargs=dict(raw["usage"]) | _failures(answer))
+    shown = withheld.rest(parsed) if withheld else ""
+    return ChatResponse(message=message, delta=shown, raw=raw, additional_kwargs=dict(raw["usage"]) | _failures(parsed))
 
 
-def _failures(answer: Answer) -> dict[str, Any]:
-    return {"invalid_tool_calls": [asdict(bad) for bad in answer.invalid]} if answer.invalid else {}
+def _failures(parsed: ParsedAnswer) -> dict[str, Any]:
+    return {"invalid_tool_calls": [asdict(bad) for bad in parsed.invalid]} if parsed.invalid else {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
-from draftapprox_integrations.chat.grammar import JsonOnly, call_schema, close_objects
+from draftapprox_integrations.chat.grammar import JsonConstraint, answer_or_call_schema, call_schema, close_objects
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import tiny_llama
 
@@ -15,13 +15,14 @@ CITY = {
     "properties": {"name": {"enum": ["Oslo", "Rome"]}, "people": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["name", "people"],
 }
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 FULL = SpecKVConfig(max_capacity_prompt=4000, lookahead_tokens=0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_model_that_knows_nothing_writes_json_of_the_schema(tiny, seed):
     (found,) = SpecKV(tiny, None, FULL).generate(
-        "A city:", max_new_tokens=80, temperature=1.5, seed=seed, logits_processor=[JsonOnly(tiny, CITY)]
+        "A city:", max_new_tokens=80, temperature=1.5, seed=seed, logits_processor=[JsonConstraint(tiny, CITY)]
     )
     city = json.loads(found.text)
     assert city.keys() == {"name", "people"}
@@ -34,36 +35,50 @@ def test_also_where_pairs_are_dropped_and_where_the_model_has_more_ids_than_its_
     target = load_model((tiny_llama(vocab_size=600), tiny_tokenizer))
     tight = SpecKV(target, "self", SpecKVConfig(max_capacity_prompt=16, window_size=8, lookahead_tokens=4))
     (found,) = tight.generate(
-        "A city of the north. " * 10, max_new_tokens=80, logits_processor=[JsonOnly(target, CITY)]
+        "A city of the north. " * 10, max_new_tokens=80, logits_processor=[JsonConstraint(target, CITY)]
     )
     assert json.loads(found.text).keys() == {"name", "people"}
     assert found.usage.kept_kv == 16
 
 
 def test_calls_of_one_tool_or_of_any(embedded_model):
-    definitions = {"Point": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}}
     move = {
         "name": "move",
         "parameters": {
             "type": "object",
             "properties": {"to": {"$ref": "#/$defs/Point"}},
             "required": ["to"],
-            "$defs": definitions,
+            "$defs": {"Point": POINT},
         },
     }
     tools = [{"type": "function", "function": move}, {"type": "function", "function": {"name": "stop"}}]
     engine = SpecKV(embedded_model, None, FULL)
     for name in ("move", "stop"):
-        only = JsonOnly(embedded_model, call_schema(tools, name))
+        only = JsonConstraint(embedded_model, call_schema(tools, name))
         (found,) = engine.generate("Call a function:", max_new_tokens=60, logits_processor=[only])
         call = json.loads(found.text)
         assert call["name"] == name
         assert isinstance(call["arguments"]["to"]["x"], int) if name == "move" else call["arguments"] == {}
-    either = JsonOnly(embedded_model, call_schema(tools))
+    either = JsonConstraint(embedded_model, call_schema(tools))
     (found,) = engine.generate("Call a function:", max_new_tokens=60, logits_processor=[either])
     assert json.loads(found.text)["name"] in ("move", "stop")
     with pytest.raises(InvalidInputError, match="names 'jump'; there are: move, stop"):
         call_schema(tools, "jump")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_of_a_schema_or_a_call(tiny, seed):
+    move = {"name": "move", "parameters": {"$ref": "#/$defs/Point", "$defs": {"Point": POINT}}}
+    city = {"$ref": "#/$defs/City", "$defs": {"City": CITY}}
+    schema = answer_or_call_schema(city, [{"type": "function", "function": move}])
+    (found,) = SpecKV(tiny, None, FULL).generate(
+        "A city:", max_new_tokens=80, temperature=1.5, seed=seed, logits_processor=[JsonConstraint(tiny, schema)]
+    )
+    written = json.loads(found.text)
+    assert written.keys() in ({"name", "people"}, {"name", "arguments"})
+    if "arguments" in written:
+        assert written["name"] == "move"
+        assert isinstance(written["arguments"]["x"], int)
 
 
 def test_objects_take_no_other_keys_unless_told_so():
@@ -77,11 +92,11 @@ def test_objects_take_no_other_keys_unless_told_so():
 
 def test_a_schema_that_cannot_be_enforced(tiny):
     with pytest.raises(InvalidInputError, match="cannot be enforced"):
-        JsonOnly(tiny, {"type": "no such type"})
+        JsonConstraint(tiny, {"type": "no such type"})
 
 
 def test_the_mask_lets_through_only_what_may_begin_the_json(tiny):
-    only = JsonOnly(tiny, CITY)
+    only = JsonConstraint(tiny, CITY)
     scores = only(torch.tensor([[1, 2, 3]]), torch.zeros(1, 512))
     allowed = [tiny.tokenizer.decode([i]) for i in torch.isfinite(scores[0]).nonzero().flatten().tolist()]
     assert allowed

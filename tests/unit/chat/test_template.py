@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftapprox_integrations.chat.template import Message, protect_short, render_chat, takes_tools
+from draftapprox_integrations.chat.template import Message, protect_short_messages, render_chat, renders_tools
 from draftapprox_integrations.chat.tools import ToolCall
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import CHAT_TEMPLATE
@@ -65,7 +65,7 @@ def test_the_assistants_last_message_is_gone_on_with(tokenizer):
 
 def test_tools_go_through_a_template_that_knows_them(tokenizer):
     tokenizer.chat_template = TOOLS
-    assert takes_tools(tokenizer)
+    assert renders_tools(tokenizer)
     messages = [
         Message("user", "Rain?"),
         Message("assistant", "", [ToolCall("weather", {"town": "Göteborg"}, "1")]),
@@ -78,7 +78,7 @@ def test_tools_go_through_a_template_that_knows_them(tokenizer):
 
 
 def test_tools_are_described_to_a_template_that_does_not(tokenizer):
-    assert not takes_tools(tokenizer)
+    assert not renders_tools(tokenizer)
     messages = [
         Message("system", "Be brief."),
         Message("user", "Rain?"),
@@ -123,7 +123,7 @@ def test_short_messages_and_marks_are_protected_and_long_ones_not(tokenizer):
     messages = [Message("system", "Be brief."), Message("user", long_text), Message("user", "When was it built?")]
     messages = [messages[0], messages[1], Message("assistant", "Yes?"), messages[2]]
     text = render_chat(tokenizer, messages)
-    ids, protected = protect_short(tokenizer, text, messages, capacity=400)
+    ids, protected = protect_short_messages(tokenizer, text, messages, capacity=400)
     kept = tokenizer.decode([token for token, keep in zip(ids, protected, strict=True) if keep])
     dropped = tokenizer.decode([token for token, keep in zip(ids, protected, strict=True) if not keep])
     assert kept.startswith("<|system|>Be brief.")
@@ -132,7 +132,7 @@ def test_short_messages_and_marks_are_protected_and_long_ones_not(tokenizer):
     assert dropped.strip() == long_text.strip()
     # a long history does not make it impossible: the newest go first, up to half the capacity
     many = [Message("user" if i % 2 == 0 else "assistant", f"message {i}") for i in range(101)]
-    _, protected = protect_short(tokenizer, render_chat(tokenizer, many), many, capacity=200)
+    _, protected = protect_short_messages(tokenizer, render_chat(tokenizer, many), many, capacity=200)
     assert 80 < sum(protected) <= 100
     assert all(protected[-60:])
     assert not any(protected[:60])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.chat.tools import ToolCall, ToolFilter, read_tool_calls, write_tool_calls
+from draftapprox_integrations.chat.tools import ToolCall, ToolCallFilter, format_tool_calls, parse_tool_calls
 
 NAMES = {"add", "weather"}
 
@@ -31,7 +31,7 @@ NAMES = {"add", "weather"}
     ],
 )
 def test_what_models_write(text, left, calls):
-    answer = read_tool_calls(text, NAMES)
+    answer = parse_tool_calls(text, NAMES)
     assert answer.text == left
     assert [(call.name, call.arguments) for call in answer.calls] == calls
     assert not answer.invalid
@@ -47,7 +47,7 @@ def test_what_models_write(text, left, calls):
     ],
 )
 def test_calls_that_cannot_be_made_are_told_apart_from_text(text, error):
-    answer = read_tool_calls(text, NAMES)
+    answer = parse_tool_calls(text, NAMES)
     assert not answer.calls
     assert error in answer.invalid[0].error
 
@@ -58,17 +58,17 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_si
 @given(st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), min_size=1, max_size=3))
 def test_what_is_written_is_read(arguments):
     calls = [ToolCall("add", given) for given in arguments]
-    found = read_tool_calls(write_tool_calls(calls), NAMES)
+    found = parse_tool_calls(format_tool_calls(calls), NAMES)
     assert [call.arguments for call in found.calls] == arguments
 
 
 @given(st.text("ab<tool_cal>{[ \n", max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=40))
 def test_a_stream_shows_what_the_whole_answer_shows(text, cuts):
-    held, shown, position = ToolFilter(), "", 0
+    held, shown, position = ToolCallFilter(), "", 0
     for cut in [*cuts, len(text)]:
         shown += held.feed(text[position : position + cut])
         position += cut
-    answer = read_tool_calls(text, NAMES)
+    answer = parse_tool_calls(text, NAMES)
     if answer.calls or answer.invalid:
         assert text.startswith(shown)
         assert "<tool_call>" not in shown
