@@ -17,7 +17,7 @@ Prefill = Literal["dense", "sparse"]
 Positions = Literal["renumber", "original"]
 QuantizationBackend = Literal["torch", "hqq", "quanto"]
 
-# The longest lookahead that SpecKV drafts by default: it delays the first token (docs/LOG.md).
+# SpecKV's longest default lookahead, in tokens: drafting delays the first token (docs/LOG.md).
 LOOKAHEAD_LIMIT = 64
 
 _PAPER_SPECPC: dict[str, dict[str, int]] = {
@@ -28,10 +28,26 @@ _PAPER_SPECPC: dict[str, dict[str, int]] = {
 
 
 def _check_int(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{name} must be an integer >= {low}; got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be >= {low}; got {value}")
+
+
+def _check_sizes(config: Any, **limits: int) -> None:
+    """Check integer fields against their lower limits; None passes where it is the default. Check the window too."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, low in limits.items():
+        value = getattr(config, name)
+        if value is not None or defaults[name] is not None:
+            _check_int(name, value, low)
+    if config.window_size is not None and config.window_size > config.max_capacity_prompt:
+        raise ValueError(
+            f"window_size must be <= max_capacity_prompt ({config.max_capacity_prompt}), "
+            f"because the window is always kept; got {config.window_size}"
+        )
+
+
+def _changed_fields(config: Any) -> list[str]:
+    return [field.name for field in fields(config) if getattr(config, field.name) != field.default]
 
 
 def _check_share(name: str, value: Any) -> None:
@@ -86,23 +102,10 @@ class SpecPCConfig:
     prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
-        _check_int("kernel_size", self.kernel_size, 1)
-        if self.lookahead_tokens is not None:
-            _check_int("lookahead_tokens", self.lookahead_tokens, 1)
-        if self.window_size is not None:
-            _check_int("window_size", self.window_size, 1)
-            if self.window_size > self.max_capacity_prompt:
-                raise ValueError(
-                    f"window_size must be <= max_capacity_prompt ({self.max_capacity_prompt}), "
-                    f"because the window is always kept; got {self.window_size}"
-                )
-        if self.neighbor_tokens is not None:
-            _check_int("neighbor_tokens", self.neighbor_tokens, 0)
-        if self.starting_layer_index is not None:
-            _check_int("starting_layer_index", self.starting_layer_index, 0)
-        if self.prefill_chunk_size is not None:
-            _check_int("prefill_chunk_size", self.prefill_chunk_size, 1)
+        _check_sizes(
+            self, max_capacity_prompt=1, kernel_size=1, lookahead_tokens=1, window_size=1, neighbor_tokens=0,
+            starting_layer_index=0, prefill_chunk_size=1,
+        )  # fmt: skip
         _check_choice("pool_type", self.pool_type, (*get_args(PoolType), None))
         _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
         if not isinstance(self.weighted_query, bool):
@@ -153,10 +156,9 @@ class SpecPCConfig:
             )
         return self.starting_layer_index
 
-
     def changed(self) -> list[str]:
         """Names of the fields that differ from their defaults."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return _changed_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +204,13 @@ class CompressionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KVQuantization:
-    """How SpecKV holds the KV pairs it keeps: in few bits instead of the model's precision.
+    """Storage format of the KV pairs that SpecKV keeps: low-bit integers instead of the model's dtype.
 
     Args:
-        bits: 8, or 4.
-        group_size: Most numbers that share a scale, even.
-        backend: "torch": here, without another package; keys in groups along a channel, values along a token, as KIVI
-            has it. "hqq" (8 or 4 bits) or "quanto" (4 bits): the library, as in transformers' quantized cache, with
+        bits: Bits per number: 8 or 4.
+        group_size: Largest number of values that share one scale; even, >= 2.
+        backend: "torch" needs no other package: keys are grouped along a channel and values along a token, as in KIVI.
+            "hqq" (8 or 4 bits) and "quanto" (4 bits) call the library, as transformers' quantized cache does, with
             groups along a token (extra `quantization`).
 
     Raises:
@@ -229,37 +231,36 @@ class KVQuantization:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecKVConfig:
-    """Which KV pairs of the target SpecKV keeps (paper section 4.1; names as in its repository).
+    """Settings of SpecKV's KV eviction (paper section 4.1). Field names are those of the paper's repository.
 
     Args:
-        max_capacity_prompt: KV pairs kept per layer and KV head, the window included; their mean over a layer's KV
-            heads where `head_budgets` is "adaptive". At least `window_size`.
-        window_size: Number of last prompt tokens whose queries look beside the lookahead's, and whose pairs stay. None
-            stands for 8, or 32 with `lookahead_tokens=0`, as SnapKV has it: with a guess the window has less to say,
-            and its pairs are better spent (docs/LOG.md). The paper's published settings have 32.
+        max_capacity_prompt: KV pairs to keep per layer and KV head, the window included. With `head_budgets="adaptive"`
+            the mean over a layer's KV heads. At least `window_size`.
+        window_size: Number of last prompt tokens whose queries score the prompt together with the lookahead's, and
+            whose pairs are always kept. None: 8, or 32 with `lookahead_tokens=0` as in SnapKV (measured in
+            docs/LOG.md). The paper's published settings use 32.
         pool_type: Smoothing of scores along the prompt: "max" or "mean".
         kernel_size: Width of the smoothing window in tokens, odd.
-        reduction_type: How the queries and the heads of a KV group become one number: "max" or "mean".
-        lookahead_tokens: Tokens the draft writes to guess the answer. None: as many as are to be generated, at most
+        reduction_type: How queries and the query heads of a KV group are reduced to one score: "max" or "mean".
+        lookahead_tokens: Tokens that the draft generates ahead. None: the number of tokens to generate, at most
             `LOOKAHEAD_LIMIT`. 0: no draft, which is SnapKV.
-        head_budgets: "uniform": every KV head keeps as many pairs. "adaptive" (Ada-KV, Feng et al. 2024): the heads of
-            a layer share one budget, which goes to the highest scores wherever they are.
-        floor_alpha: With "adaptive", the part of `max_capacity_prompt - window_size` that every head keeps beyond the
-            window, in [0, 1]; 1 is the same as "uniform".
-        prefill: "dense": the prefill computes every layer's attention exactly, so the pairs that are kept are those
-            that the model itself would have; the default for that reason. "sparse", as in the paper: the prompt's
-            tokens look only at a band and at columns, which saves attention on long prompts and changes the pairs.
-            Window and lookahead still look at everything. Prompts of fewer tokens than `prefill_window_size +
-            prefill_vertical_size`, and sliding-window layers, stay dense.
-        prefill_window_size: With "sparse", the width of the band: the last keys up to the token itself.
-        prefill_vertical_size: With "sparse", the columns before the band: the keys with the best scores of each layer
-            and KV head, by the same attention that chooses what is kept.
-        kv_quantization: "int8", "int4" or a `KVQuantization`: hold the kept pairs of full-attention layers in so few
-            bits; the prefill, the choice of pairs, and the pairs of later tokens stay in full precision. Not with
-            "adaptive". A prompt that fits is not quantized, unless it shares a batch with one that does not.
+        head_budgets: "uniform": every KV head keeps the same number of pairs. "adaptive" (Ada-KV, Feng et al. 2024):
+            the KV heads of a layer share one budget, spent on the highest scores of all heads.
+        floor_alpha: Only with "adaptive": share of `max_capacity_prompt - window_size` that every head keeps beyond the
+            window, in [0, 1]. 1 equals "uniform".
+        prefill: "dense" computes exact attention in every layer, so the kept pairs are the model's own. "sparse", as in
+            the paper: prompt tokens attend to a band and to selected columns only, which is faster on long prompts and
+            changes the pairs. Window and lookahead still attend to everything. Prompts shorter than
+            `prefill_window_size + prefill_vertical_size` tokens, and sliding-window layers, stay dense.
+        prefill_window_size: Only with "sparse": width of the band in tokens, the query's own included.
+        prefill_vertical_size: Only with "sparse": number of columns before the band, those with the highest scores of
+            each layer and KV head.
+        kv_quantization: "int8", "int4" or a `KVQuantization`: storage format of the kept pairs of full-attention
+            layers. Prefill, scoring and later tokens use full precision. Not with "adaptive". A prompt within the
+            budget is not quantized unless it shares a batch with one beyond it.
 
     Raises:
-        ValueError: names the field, the value and the limit.
+        ValueError: names the field, the value and the limit; also for a field that would have no effect.
     """
 
     max_capacity_prompt: int = 256
@@ -276,51 +277,58 @@ class SpecKVConfig:
     kv_quantization: Literal["int8", "int4"] | KVQuantization | None = None
 
     def __post_init__(self) -> None:
-        _check_int("max_capacity_prompt", self.max_capacity_prompt, 1)
-        if self.window_size is not None:
-            _check_int("window_size", self.window_size, 1)
-        _check_int("kernel_size", self.kernel_size, 1)
-        _check_int("prefill_window_size", self.prefill_window_size, 1)
-        _check_int("prefill_vertical_size", self.prefill_vertical_size, 1)
-        if self.lookahead_tokens is not None:
-            _check_int("lookahead_tokens", self.lookahead_tokens, 0)
-        if self.window_size is not None and self.window_size > self.max_capacity_prompt:
-            raise ValueError(
-                f"window_size must be <= max_capacity_prompt ({self.max_capacity_prompt}), "
-                f"because the window is always kept; got {self.window_size}"
-            )
+        _check_sizes(
+            self, max_capacity_prompt=1, kernel_size=1, lookahead_tokens=0, window_size=1, prefill_window_size=1,
+            prefill_vertical_size=1,
+        )  # fmt: skip
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that pooling is centred; got {self.kernel_size}")
         _check_choice("pool_type", self.pool_type, get_args(Reduction))
         _check_choice("prefill", self.prefill, get_args(Prefill))
         _check_choice("head_budgets", self.head_budgets, get_args(HeadBudgets))
-        given: Any = self.kv_quantization
-        if isinstance(given, dict):  # as it was saved
-            object.__setattr__(self, "kv_quantization", KVQuantization(**given))
+        _check_share("floor_alpha", self.floor_alpha)
+        _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
+        quantization: Any = self.kv_quantization
+        if isinstance(quantization, dict):  # the saved form
+            object.__setattr__(self, "kv_quantization", KVQuantization(**quantization))
         if not isinstance(self.kv_quantization, KVQuantization):
             _check_choice("kv_quantization", self.kv_quantization, ("int8", "int4", None))
+        self._check_effect()
+
+    def _check_effect(self) -> None:
+        """Refuse settings that another setting makes meaningless."""
         if self.kv_quantization is not None and self.head_budgets == "adaptive":
             raise ValueError(
                 "kv_quantization must be None with head_budgets='adaptive', whose heads keep different numbers of "
                 f"pairs; got {self.kv_quantization!r}"
             )
-        _check_share("floor_alpha", self.floor_alpha)
-        _check_choice("reduction_type", self.reduction_type, get_args(Reduction))
+        needed = {
+            "floor_alpha": ("head_budgets", "adaptive"),
+            "prefill_window_size": ("prefill", "sparse"),
+            "prefill_vertical_size": ("prefill", "sparse"),
+        }
+        for name in _changed_fields(self):
+            switch, value = needed.get(name, ("", None))
+            if switch and getattr(self, switch) != value:
+                raise ValueError(
+                    f"{name} has no effect with {switch}={getattr(self, switch)!r}: set {switch}={value!r} or leave "
+                    f"{name} out; got {getattr(self, name)!r}"
+                )
 
     def resolved_quantization(self) -> KVQuantization | None:
-        """The quantization in use: `kv_quantization`, or what its name stands for."""
+        """The storage format in use, with the names "int8" and "int4" expanded."""
         if self.kv_quantization is None or isinstance(self.kv_quantization, KVQuantization):
             return self.kv_quantization
         return KVQuantization(bits=8 if self.kv_quantization == "int8" else 4)
 
     def resolved_window(self) -> int:
-        """The window in use: `window_size`, or what None stands for."""
+        """The window in use: `window_size`, or its default."""
         if self.window_size is not None:
             return self.window_size
         return min(32 if self.lookahead_tokens == 0 else 8, self.max_capacity_prompt)
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
-        """Lookahead tokens to draft when `max_new_tokens` are to be generated."""
+        """Number of lookahead tokens for `max_new_tokens` tokens to generate."""
         if self.lookahead_tokens is None:
             return min(max_new_tokens, LOOKAHEAD_LIMIT)
         return self.lookahead_tokens
@@ -328,31 +336,38 @@ class SpecKVConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecKVPCConfig:
-    """Settings of the cascade SpecKV-PC (paper section 4.3): SpecPC on the prompt, then SpecKV on what is left.
+    """Settings of the cascade SpecKV-PC (paper section 4.3): SpecPC on the prompt, then SpecKV on the rest.
 
-    The draft reads the prompt once: what it wrote for SpecPC is SpecKV's lookahead. Its length is
-    `specpc.lookahead_tokens`; where that is None, `speckv.lookahead_tokens`; where both are None, as many tokens as are
-    to be generated, at most `LOOKAHEAD_LIMIT`.
+    One draft pass serves both: the tokens that the draft generates for SpecPC are SpecKV's lookahead. Their number is
+    `specpc_config.lookahead_tokens`; else `speckv_config.lookahead_tokens`; else the number of tokens to generate, at
+    most `LOOKAHEAD_LIMIT`.
 
     Args:
-        specpc: How the prompt is shortened, to `specpc.max_capacity_prompt` tokens.
-        speckv: Which KV pairs of these are kept, `speckv.max_capacity_prompt` per layer and KV head.
+        specpc_config: Prompt compression, to `max_capacity_prompt` tokens. A dict of fields also works.
+        speckv_config: KV eviction from these, to `max_capacity_prompt` pairs per layer and KV head. A dict of fields
+            also works.
 
     Raises:
         ValueError: names the field, the value and the limit.
     """
 
-    specpc: SpecPCConfig = field(default_factory=SpecPCConfig)
-    speckv: SpecKVConfig = field(default_factory=SpecKVConfig)
+    specpc_config: SpecPCConfig = field(default_factory=SpecPCConfig)
+    speckv_config: SpecKVConfig = field(default_factory=SpecKVConfig)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.specpc, SpecPCConfig):
-            raise ValueError(f"specpc must be a SpecPCConfig; got {type(self.specpc).__name__}")
-        if not isinstance(self.speckv, SpecKVConfig):
-            raise ValueError(f"speckv must be a SpecKVConfig; got {type(self.speckv).__name__}")
+        for name, kind in (("specpc_config", SpecPCConfig), ("speckv_config", SpecKVConfig)):
+            value: Any = getattr(self, name)
+            if isinstance(value, dict):  # the saved form
+                value = kind(**value)
+                object.__setattr__(self, name, value)
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
-        """Lookahead tokens to draft when `max_new_tokens` are to be generated."""
-        if self.specpc.lookahead_tokens is not None:
-            return self.specpc.lookahead_tokens
-        return self.speckv.resolved_lookahead(max_new_tokens)
+        """Number of lookahead tokens for `max_new_tokens` tokens to generate."""
+        if self.specpc_config.lookahead_tokens is not None:
+            return self.specpc_config.lookahead_tokens
+        return self.speckv_config.resolved_lookahead(max_new_tokens)
+
+
+MethodConfig = SpecKVConfig | SpecKVPCConfig | SpecPCConfig

@@ -1,1 +1,1 @@
-"""The SpecKV engine: requests, continuous queue, streams, and the pipeline that serves them."""
+"""The SpecKV engine: requests, queue and streams around the pipeline of the method."""

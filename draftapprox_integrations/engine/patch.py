@@ -1,91 +1,117 @@
-"""The paper repository's drop-in, as a context manager that changes nothing on the model."""
+"""`patch_model`: the drop-in of the paper's repository, for code that calls `model.generate`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..config import MethodConfig, Positions
 from ..errors import InvalidInputError
 from ..models.attention import share_weights
 from ..models.loading import load_model
 from ..speckv.cache.ragged import decoding_model
 from .pipeline import Pipeline
+from .validation import check_config
 
 
-@contextmanager
 def patch_model(
-    model: PreTrainedModel, draft_model: PreTrainedModel, config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig
-) -> Iterator[PreTrainedModel]:
-    """A model with the weights of `model` whose `generate` uses SpecKV, SpecPC, or both.
+    model: PreTrainedModel, draft_model: PreTrainedModel, config: MethodConfig, *, positions: Positions = "renumber"
+) -> PreTrainedModel:
+    """Return a model with the weights of `model` whose `generate` uses SpecKV, SpecPC, or both.
 
-        with patch_model(model, draft_model, SpecKVConfig()) as m:
-            m.generate(input_ids=ids, attention_mask=mask, max_new_tokens=32)
+        model = patch_model(model, draft_model, SpecKVConfig())
+        model.generate(input_ids, max_new_tokens=32)
 
-    `model` itself is never changed: the patched one is a second set of modules around the same tensors. Both models
-    must share a vocabulary. Batches must be padded on the left. What `generate` returns begins with the prompt as it
-    was given.
+    The given `model` is not changed: the patched one is a second set of modules around the same tensors, with a config
+    and a generation config of its own. Both models must share a vocabulary. Batches must be padded on the left. The
+    sequences that `generate` returns begin with the whole prompt; an output dict also has `input_ids` and `output_ids`
+    (the new tokens), as in the paper's repository.
+
+    Args:
+        model: The target.
+        draft_model: The draft.
+        config: `SpecKVConfig`, `SpecPCConfig`, or `SpecKVPCConfig` for the cascade.
+        positions: As for `SpecKV`.
 
     Raises:
-        InvalidInputError: another kind of config, or no input ids.
+        InvalidInputError: another type of config, or positions that do not fit it.
+        UnsupportedModelError: the attention of `model` cannot be observed.
     """
-    if not isinstance(config, SpecKVConfig | SpecKVPCConfig | SpecPCConfig):
-        raise InvalidInputError(
-            f"config must be a SpecKVConfig, SpecKVPCConfig or SpecPCConfig; got {type(config).__name__}"
-        )
+    check_config(config)
     patched = share_weights(model)
-    patched.__dict__["generate"] = _Generate(model, draft_model, config)
-    yield patched
+    pipeline = Pipeline(load_model(patched), load_model(draft_model), config, positions=positions)
+    patched.__dict__["generate"] = _PatchedGenerate(patched, pipeline)
+    return patched
 
 
-class _Generate:
-    def __init__(self, model: PreTrainedModel, draft: PreTrainedModel, config: Any):
-        self._model = model
-        self._pipeline = Pipeline(load_model(model), load_model(draft), config)
+class _PatchedGenerate:
+    """The `generate` of a patched model."""
+
+    def __init__(self, model: PreTrainedModel, pipeline: Pipeline):
+        self._model, self._pipeline = model, pipeline
 
     def __call__(
-        self, inputs: Tensor | None = None, *, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        self,
+        inputs: Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **options: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
+        """Prefill with the pipeline, then decode with transformers' own `generate`.
+
+        Args:
+            inputs, input_ids: LongTensor [batch, tokens]; `inputs` may be what a tokenizer returns.
+            attention_mask: [batch, tokens], 0 at padding; None if nothing is padded.
+            **options: Further arguments of `model.generate`.
+        """
         ids, mask = _ids_and_mask(inputs, input_ids, attention_mask)
-        new = _new_tokens(self._model, ids, options)
-        ready = self._pipeline.prepare(ids.cpu(), mask.cpu(), new)
-        if ready.cache is not None:
-            options["past_key_values"] = ready.cache
-        if ready.position_ids is not None:
-            if options.get("use_cache") is False:  # transformers would take the gaps for several prompts in one row
+        max_new_tokens = _max_new_tokens(self._model, ids, options)
+        batch = self._pipeline.prepare(ids.cpu(), mask.cpu(), max_new_tokens)
+        if batch.cache is not None:
+            options["past_key_values"] = batch.cache
+        if batch.position_ids is not None:
+            if options.get("use_cache") is False:  # transformers would read the gaps as several prompts in one row
                 raise InvalidInputError("positions='original' needs the cache; leave use_cache out")
-            options["position_ids"] = ready.position_ids.to(ids.device)
-        if ready.ids.shape[1] != ids.shape[1]:  # max_length speaks of the whole prompt
-            options["max_new_tokens"] = new
-        out = decoding_model(self._model, ready.cache).generate(  # type: ignore[operator]
-            input_ids=ready.ids.to(ids.device), attention_mask=ready.mask.to(ids.device), **options
+            options["position_ids"] = batch.position_ids.to(ids.device)
+        if batch.input_ids.shape[1] != ids.shape[1]:  # max_length would count the shorter prompt
+            options["max_new_tokens"] = max_new_tokens
+        model = decoding_model(self._model, batch.cache)
+        output = type(model).generate(  # type: ignore[operator]
+            model,
+            input_ids=batch.input_ids.to(ids.device),
+            attention_mask=batch.attention_mask.to(ids.device),
+            **options,
         )
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        whole = torch.cat([ids, sequences[:, ready.ids.shape[1] :].to(ids.device)], dim=1)
-        if isinstance(out, Tensor):
-            return whole
-        out.sequences = whole
-        return out
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        new_ids = sequences[:, batch.input_ids.shape[1] :].to(ids.device)
+        sequences = torch.cat([ids, new_ids], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences, output.input_ids, output.output_ids = sequences, ids, new_ids
+        return output
 
 
-def _ids_and_mask(inputs: Tensor | None, input_ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _ids_and_mask(
+    inputs: Tensor | Mapping[str, Tensor] | None, input_ids: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if isinstance(inputs, Mapping):
+        inputs, mask = inputs["input_ids"], inputs.get("attention_mask", mask)
     ids = inputs if input_ids is None else input_ids
     if ids is None or ids.dim() != 2:
         raise InvalidInputError("generate needs input_ids of shape [batch, tokens]")
     return ids, torch.ones_like(ids) if mask is None else mask
 
 
-def _new_tokens(model: PreTrainedModel, ids: Tensor, options: dict[str, Any]) -> int:
-    """How many tokens `model.generate(ids, **options)` writes at most."""
+def _max_new_tokens(model: PreTrainedModel, ids: Tensor, options: dict[str, Any]) -> int:
+    """Most tokens that `model.generate(ids, **options)` generates."""
     config = options.get("generation_config") or model.generation_config
-    new = options.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
-    if new is None:
+    new_tokens = options.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
+    if new_tokens is None:
         length = options.get("max_length") or getattr(config, "max_length", None)
-        new = 20 if length is None else int(length) - ids.shape[1]
-    return max(int(new), 1)
+        new_tokens = 20 if length is None else int(length) - ids.shape[1]
+    return max(int(new_tokens), 1)

@@ -1,208 +1,314 @@
-"""From prompts to what `model.generate` starts from: shorter prompts (SpecPC), a smaller cache (SpecKV), or both."""
+"""The method, step by step: compress the prompt (SpecPC), draft the lookahead, prefill and evict (SpecKV), decode.
+
+Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, sections 4.1 to 4.3.
+"""
 
 from __future__ import annotations
 
-import inspect
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StoppingCriteriaList
 
-from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
-from ..errors import InvalidInputError, UnsupportedModelError
+from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..errors import EngineClosedError, InvalidInputError
 from ..models.attention import attention_view
-from ..models.loading import LoadedModel, pad_left
-from ..speckv.cache.quantized import held_bytes
+from ..models.loading import LoadedModel, end_ids, pad_left
+from ..results import Generation, Usage
+from ..speckv.cache.quantized import cache_bytes
+from ..speckv.cache.ragged import decoding_model
 from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill
 from ..specpc.compressor import SpecPC
 from .requests import Request
+from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot, truncate_at_stop
+from .validation import check_positions
 
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A batch ready for `model.generate`.
+    """Input of `model.generate`, after prompt compression and prefill.
 
     Attributes:
-        ids, mask: LongTensor [batch, tokens], padded on the left; shorter than the prompts after SpecPC.
-        cache: With KV pairs dropped, or None where everything fits.
-        guesses: Per row what the draft wrote.
-        timings: Seconds of "lookahead" (the draft's part) and "prefill".
-        position_ids: LongTensor [batch, tokens] where they are not simply counted, else None.
-        kv_bytes: What one row's share of the cache takes when decoding starts; None without `cache`.
+        input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; shorter than the prompts after SpecPC.
+        position_ids: LongTensor [batch, tokens], or None where positions are consecutive.
+        cache: The prefilled cache after eviction, or None where every prompt fits.
+        lookahead_ids: Per row the drafted tokens, LongTensor [any]; empty where nothing is evicted.
+        timings: Seconds of "lookahead" (all draft work) and "prefill".
+        kv_bytes: Cache bytes per row when decoding starts; None without `cache`.
     """
 
-    ids: Tensor
-    mask: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor | None
     cache: DynamicCache | None
-    guesses: list[list[int]]
+    lookahead_ids: list[Tensor]
     timings: dict[str, float]
-    position_ids: Tensor | None = None
     kv_bytes: int | None = None
 
 
 class Pipeline:
-    """The steps before decoding, as one config asks for them.
+    """Runs batches of requests through the steps that one config asks for, one batch at a time.
 
     Args:
-        target, draft: The models; `draft` None only without lookahead and SpecPC.
-        config: Which steps.
-        own: The target drafts for itself.
+        target: The model that answers.
+        draft: The draft; None only without lookahead and SpecPC.
+        config: Settings of the method.
+        self_draft: The target is its own draft: it drafts SpecKV's lookahead from a part of the prompt.
+        positions: "renumber": the tokens that SpecPC keeps get positions 0, 1, 2, ... "original": those of the prompt.
 
     Raises:
-        InvalidInputError: a draft is missing, or SpecPC is to choose among ids that mean nothing to the draft.
-        MissingDependencyError: the library that is to quantize is not installed.
-        UnsupportedModelError: the target cannot be observed, or not be told positions that it is to keep.
+        InvalidInputError: a draft is missing, `positions` does not fit the config, or SpecPC would have to select among
+            ids of another vocabulary.
+        MissingDependencyError: the quantization library is not installed.
+        UnsupportedModelError: the target's attention cannot be observed, or it takes no position ids.
     """
 
     def __init__(
         self,
         target: LoadedModel,
         draft: LoadedModel | None,
-        config: SpecKVConfig | SpecKVPCConfig | SpecPCConfig,
+        config: MethodConfig,
         *,
-        own: bool = False,
+        self_draft: bool = False,
+        positions: Positions = "renumber",
     ):
-        self.target, self.draft, self.config, self.own = target, draft, config, own
-        self.speckv: SpecKVConfig | None = config if isinstance(config, SpecKVConfig) else None
+        check_positions(positions, config, target)
+        self.target, self.draft, self.self_draft = target, draft, self_draft
+        self.config, self.positions = config, positions
+        self._lock = threading.Lock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
+        self._closed = False
+        self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None
-        self._original = False
         self._lookahead: DraftLookahead | SelfLookahead | None = None
-        if isinstance(config, SpecKVPCConfig):
-            self.speckv = config.speckv
-        if self.speckv is not None:
+        if isinstance(config, SpecKVConfig | SpecKVPCConfig):
+            self._speckv = config if isinstance(config, SpecKVConfig) else config.speckv_config
             self._view = attention_view(target.model)
-            # What is missing, or cannot be dropped in parts, is said now, not at the first prompt.
-            new_cache(self._view, self.speckv.resolved_quantization())
-        if not isinstance(config, SpecKVConfig):
-            if draft is None:
-                raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')
-            if draft is not target and not same_vocabulary(target, draft):
-                raise InvalidInputError(
-                    f"{draft.name} and {target.name} have different vocabularies, so SpecPC cannot choose among the "
-                    "prompt's ids. Compress the passages as text before they get here: SpecPC.compress, "
-                    "SpecPCPostprocessor or SpecPCCompressor take any pair of models."
-                )
-            self._specpc = SpecPC(draft, config.specpc if isinstance(config, SpecKVPCConfig) else config)
-            positions = config.resolved_positions() if isinstance(config, SpecKVPCConfig) else config.positions
-            self._original = positions == "original"
-            if self._original:
-                _check_positions(target)
-        elif draft is None and config.lookahead_tokens != 0:
+            # An unsupported cache or a missing library raises here, not at the first prompt.
+            new_cache(self._view, self._speckv.resolved_quantization())
+        if isinstance(config, SpecPCConfig | SpecKVPCConfig):
+            specpc_config = config if isinstance(config, SpecPCConfig) else config.specpc_config
+            self._specpc = SpecPC(_specpc_draft(target, draft), specpc_config)
+        elif draft is not None:
+            self._lookahead = SelfLookahead(target) if self_draft else DraftLookahead(target, draft)
+        elif config.lookahead_tokens != 0:
             raise InvalidInputError(
                 'SpecKV needs a draft model ("self" takes the target); without one set lookahead_tokens=0, '
                 "which is SnapKV"
             )
-        elif draft is not None:
-            self._lookahead = SelfLookahead(target) if own else DraftLookahead(target, draft)
 
-    def fits(self, tokens: int) -> bool:
-        """Whether a prompt of so many tokens stays as it is, with all its pairs."""
-        if self._specpc is not None and tokens > self._specpc.config.max_capacity_prompt:
-            return False
-        return self.speckv is None or tokens - 1 <= self.speckv.max_capacity_prompt
+    # ------------------------------------------------------------------ budgets
 
-    def kept_tokens(self, tokens: int) -> int:
-        """How many of a prompt's tokens the target sees."""
+    def kept_prompt_tokens(self, tokens: int) -> int:
+        """How many of a prompt's `tokens` tokens SpecPC keeps."""
         return tokens if self._specpc is None else min(tokens, self._specpc.config.max_capacity_prompt)
 
     def kept_pairs(self, tokens: int) -> int:
-        """KV pairs per head that are kept of `tokens` prompt tokens."""
-        return tokens if self.speckv is None else min(tokens, self.speckv.max_capacity_prompt)
+        """KV pairs per KV head that SpecKV keeps of `tokens` prompt tokens."""
+        return tokens if self._speckv is None else min(tokens, self._speckv.max_capacity_prompt)
+
+    def fits_budget(self, tokens: int) -> bool:
+        """Whether a prompt of `tokens` tokens loses neither tokens nor pairs."""
+        # The last prompt token is fed again when decoding starts, so it needs no pair of its own.
+        return self.kept_prompt_tokens(tokens) == tokens and self.kept_pairs(tokens - 1) == tokens - 1
 
     def check_length(self, tokens: int, max_new_tokens: int) -> None:
-        """Raises:
-        InvalidInputError: what is left of the prompt, and the answer, do not fit the target's window; or the whole
-            prompt, where its positions stay.
+        """Check a prompt's length against the target's context window.
+
+        Raises:
+            InvalidInputError: the kept prompt and the answer exceed the window; or, with original positions, the whole
+                prompt and the answer do.
         """
-        window = self.target.context_window
-        if self._original and self.kept_tokens(tokens) + max_new_tokens <= window < tokens + max_new_tokens:
-            raise InvalidInputError(
-                f"the prompt has {tokens} tokens, and with positions='original' {self.target.name} would see positions "
-                f"beyond its window of {window} with {max_new_tokens} to write. positions='renumber' closes the gaps."
-            )
-        if self.kept_tokens(tokens) + max_new_tokens > window:
+        window, kept = self.target.context_window, self.kept_prompt_tokens(tokens)
+        if kept + max_new_tokens > window:
             raise InvalidInputError(
                 f"the prompt has {tokens} tokens, {self.target.name} reads at most {window} with {max_new_tokens} to "
                 "write. Shorten it (SpecPC.compress does), or write less."
             )
+        if self.positions == "original" and tokens + max_new_tokens > window:
+            raise InvalidInputError(
+                f"the prompt has {tokens} tokens, and with positions='original' {self.target.name} would see positions "
+                f"beyond its window of {window} with {max_new_tokens} to write. positions='renumber' closes the gaps."
+            )
 
-    def run(self, requests: Sequence[Request]) -> PreparedBatch | None:
-        """Prepare a batch; None if every request was cancelled meanwhile.
+    # ------------------------------------------------------------------ running a batch
+
+    def run(self, requests: Sequence[Request]) -> list[Generation | Exception]:
+        """Run requests with one batch key as one batch, in this thread.
+
+        Returns:
+            Per request its result, or the error of this request alone.
 
         Raises:
             InvalidInputError: a prompt exceeds the draft's window.
             BudgetError: SpecPC cannot keep what is protected.
-            ScoringError: a model produced NaN.
+            ScoringError: a model's attention is NaN.
+            EngineClosedError: `close` was called.
         """
+        max_new_tokens = max(request.max_new_tokens for request in requests)
+        if max_new_tokens == 0:
+            return [self._empty_generation(request, "length") for request in requests]
 
-        def interrupted() -> bool:
+        def is_cancelled() -> bool:
             return all(request.cancelled.is_set() for request in requests)
 
-        ids, mask = pad_left([request.ids for request in requests])
-        protected: Tensor | None = None
-        if self._specpc is not None and any(request.protected for request in requests):
-            protected = torch.zeros(ids.shape, dtype=torch.bool)
-            for row, request in enumerate(requests):
-                if request.protected is not None:
-                    protected[row, ids.shape[1] - len(request.ids) :] = torch.tensor(request.protected)
-        new = max(request.max_new_tokens for request in requests)
-        ready = self.prepare(ids, mask, new, protected, interrupted)
-        return None if interrupted() else ready
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("the engine was closed; make a new one")
+            started = time.perf_counter()
+            ids, mask = pad_left([request.prompt_ids for request in requests])
+            batch = self.prepare(ids, mask, max_new_tokens, _protected_mask(requests, mask), is_cancelled)
+            if is_cancelled():
+                return [self._empty_generation(request, "cancelled") for request in requests]
+            prepared = time.perf_counter()
+            slots = self._decode(requests, batch)
+            ended = time.perf_counter()
+            timings = batch.timings | {"decode": ended - prepared, "total": ended - started}
+            kept = batch.attention_mask.sum(dim=1).tolist()
+            return [
+                slot.error or self._generation(slot, tokens, lookahead.tolist(), timings, batch.kv_bytes)
+                for slot, tokens, lookahead in zip(slots, kept, batch.lookahead_ids, strict=True)
+            ]
 
     def prepare(
         self,
-        ids: Tensor,
-        mask: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
         max_new_tokens: int,
         protected: Tensor | None = None,
-        interrupted: Callable[[], bool] = bool,
+        is_cancelled: Callable[[], bool] = bool,
     ) -> PreparedBatch:
-        """Prepare ids and mask, LongTensor [batch, tokens] padded on the left."""
-        begun = time.perf_counter()
-        guesses: list[Tensor] | None = None
-        places: Tensor | None = None
+        """Run the steps before decoding.
+
+        Args:
+            input_ids, attention_mask: LongTensor [batch, tokens], padded on the left.
+            max_new_tokens: Most tokens that will be generated.
+            protected: bool [batch, tokens], tokens that SpecPC must keep.
+            is_cancelled: Polled between tokens and layers. True ends the step, and the result is of no use.
+        """
+        started = time.perf_counter()
+        lookahead: list[Tensor] | None = None
+        positions: Tensor | None = None
         if self._specpc is not None:
-            if self._original:
-                self.check_length(int(mask.sum(dim=1).max()), max_new_tokens)
-            ids, mask, guesses, places = self._shorten(ids, mask, max_new_tokens, protected)
-        none = [torch.empty(0, dtype=torch.long) for _ in ids]
-        cache = None
-        guessed = time.perf_counter()
-        if self.speckv is not None and ids.shape[1] - 1 > self.speckv.max_capacity_prompt:
-            tokens = self.speckv.resolved_lookahead(max_new_tokens)
-            if tokens and self._lookahead is not None:
-                guesses = self._lookahead.guess(ids, mask, tokens, interrupted)
-            guessed = time.perf_counter()
-            with self.target.lock:
-                cache, _ = prefill(self._view, ids, mask, guesses or none, self.speckv, interrupted, places)
-        timings = {"lookahead": guessed - begun, "prefill": time.perf_counter() - guessed if cache else 0.0}
-        size = None if cache is None or interrupted() else held_bytes(cache) // len(ids)
-        return PreparedBatch(ids, mask, cache, [guess.tolist() for guess in guesses or none], timings, places, size)
+            if self.positions == "original":
+                self.check_length(int(attention_mask.sum(dim=1).max()), max_new_tokens)
+            input_ids, attention_mask, positions, lookahead = self._compress(
+                self._specpc, input_ids, attention_mask, max_new_tokens, protected
+            )
+        evicts = self._speckv is not None and input_ids.shape[1] - 1 > self._speckv.max_capacity_prompt
+        if evicts and self._lookahead is not None:
+            assert self._speckv is not None
+            if tokens := self._speckv.resolved_lookahead(max_new_tokens):
+                lookahead = self._lookahead.draft(input_ids, attention_mask, tokens, is_cancelled)
+        if lookahead is None or not evicts:
+            lookahead = [torch.empty(0, dtype=torch.long) for _ in input_ids]
+        drafted = time.perf_counter()
+        timings = {"lookahead": drafted - started, "prefill": 0.0}
+        if not evicts:
+            return PreparedBatch(input_ids, attention_mask, positions, None, lookahead, timings)
+        assert self._speckv is not None
+        with self.target.lock:
+            cache, _ = prefill(self._view, input_ids, attention_mask, lookahead, self._speckv, is_cancelled, positions)
+        timings["prefill"] = time.perf_counter() - drafted
+        kv_bytes = None if is_cancelled() else cache_bytes(cache) // len(input_ids)
+        return PreparedBatch(input_ids, attention_mask, positions, cache, lookahead, timings, kv_bytes)
 
-    def _shorten(
-        self, ids: Tensor, mask: Tensor, max_new_tokens: int, protected: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
-        """The tokens that SpecPC keeps, as a new batch; the draft's guess where SpecKV uses it; their positions."""
-        assert self._specpc is not None
-        wanted = 0
+    def _compress(
+        self, specpc: SpecPC, input_ids: Tensor, mask: Tensor, max_new_tokens: int, protected: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor] | None]:
+        """Keep the tokens that SpecPC selects.
+
+        Returns:
+            Their ids and mask, padded on the left; their positions, or None where consecutive; in the cascade, what the
+            same draft pass generated, per row.
+        """
+        tokens = 0
         if isinstance(self.config, SpecKVPCConfig):
-            wanted = self.config.resolved_lookahead(max_new_tokens)
-        selection = self._specpc.select(ids, mask, protected=protected, lookahead_tokens=wanted or None)
-        short, short_mask = pad_left([ids[row, keep].tolist() for row, keep in enumerate(selection.indices)])
-        needed = self.speckv is not None and short.shape[1] - 1 > self.speckv.max_capacity_prompt
-        places: Tensor | None = None
-        if self._original and not torch.equal(short_mask.sum(dim=1), mask.sum(dim=1)):
+            tokens = self.config.resolved_lookahead(max_new_tokens)
+        selection = specpc.select(input_ids, mask, protected=protected, lookahead_tokens=tokens or None)
+        kept = list(enumerate(selection.indices))
+        short_ids, short_mask = pad_left([input_ids[row, indices].tolist() for row, indices in kept])
+        positions: Tensor | None = None
+        if self.positions == "original" and not torch.equal(short_mask.sum(dim=1), mask.sum(dim=1)):
             counted = mask.cumsum(-1) - 1
-            places, _ = pad_left([counted[row, keep].tolist() for row, keep in enumerate(selection.indices)])
-        return short, short_mask, selection.lookahead_ids if wanted and needed else None, places
+            positions, _ = pad_left([counted[row, indices].tolist() for row, indices in kept])
+        # `lookahead_ids` runs the draft for rows that fit, so it is read only where pairs will be evicted.
+        evicts = self._speckv is not None and short_ids.shape[1] - 1 > self._speckv.max_capacity_prompt
+        return short_ids, short_mask, positions, selection.lookahead_ids if tokens and evicts else None
 
-
-def _check_positions(target: LoadedModel) -> None:
-    if "position_ids" not in inspect.signature(target.model.forward).parameters:
-        raise UnsupportedModelError(
-            f"{type(target.model).__name__} cannot be told positions; use positions='renumber' with {target.name}"
+    def _decode(self, requests: Sequence[Request], batch: PreparedBatch) -> list[Slot]:
+        """Generate with the target from a prepared batch; one slot per request."""
+        model, device = decoding_model(self.target.model, batch.cache), self.target.device
+        sampling, options = requests[0].sampling, dict(requests[0].generate_options)
+        eos = options.get("eos_token_id", end_ids(model))
+        eos = [eos] if isinstance(eos, int) else list(eos or [])
+        criteria = BatchStoppingCriteria(
+            requests, self.target.tokenizer, eos, options.pop("stopping_criteria", None) or ()
         )
+        processors = [NanLogitsGuard(criteria.slots), *(options.pop("logits_processor", None) or [])]
+        options.setdefault("pad_token_id", eos[0] if eos else 0)
+        if batch.position_ids is not None:
+            options["position_ids"] = batch.position_ids.to(device)
+        with self.target.lock, torch.inference_mode(), sampling.seeded(device):
+            model.generate(  # type: ignore[operator]
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                past_key_values=batch.cache,
+                max_new_tokens=max(request.max_new_tokens for request in requests),
+                stopping_criteria=StoppingCriteriaList([criteria]),
+                logits_processor=processors,
+                **sampling.generate_options(),
+                **options,
+            )
+        return criteria.slots
+
+    # ------------------------------------------------------------------ results
+
+    def _generation(
+        self, slot: Slot, kept: int, lookahead_ids: list[int], timings: dict[str, float], kv_bytes: int | None
+    ) -> Generation:
+        text, tokenizer = "", self.target.tokenizer
+        if tokenizer is not None:
+            text = str(tokenizer.decode(slot.token_ids, skip_special_tokens=True))
+            text = truncate_at_stop(text, slot.request.stop_strings)
+        usage = Usage(
+            len(slot.request.prompt_ids), len(slot.token_ids), self.kept_pairs(kept), kept, kept_kv_bytes=kv_bytes
+        )
+        reason = slot.finish_reason or "length"
+        return Generation(text, slot.token_ids, usage, dict(timings), reason, lookahead_ids)
+
+    def _empty_generation(self, request: Request, reason: str) -> Generation:
+        tokens = len(request.prompt_ids)
+        return Generation("", [], Usage(tokens, 0, self.kept_pairs(tokens), tokens), {"total": 0.0}, reason)
+
+    def close(self) -> None:
+        """Wait for the running batch, then refuse all others."""
+        with self._lock:
+            self._closed = True
+
+
+def _specpc_draft(target: LoadedModel, draft: LoadedModel | None) -> LoadedModel:
+    if draft is None:
+        raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')
+    if draft is not target and not same_vocabulary(target, draft):
+        raise InvalidInputError(
+            f"{draft.name} and {target.name} have different vocabularies, so SpecPC cannot choose among the "
+            "prompt's ids. Compress the passages as text before they get here: SpecPC.compress, "
+            "SpecPCPostprocessor or SpecPCCompressor take any pair of models."
+        )
+    return draft
+
+
+def _protected_mask(requests: Sequence[Request], mask: Tensor) -> Tensor | None:
+    """bool [batch, tokens], True where a request protects a token; None where none does."""
+    if not any(request.protected for request in requests):
+        return None
+    protected = torch.zeros(mask.shape, dtype=torch.bool)
+    for row, request in enumerate(requests):
+        if request.protected is not None:
+            protected[row, mask.shape[1] - len(request.prompt_ids) :] = torch.tensor(request.protected)
+    return protected

@@ -1,7 +1,4 @@
-"""What every LLM part shares, whatever its framework: which engine it speaks to, loaded on first use and shared.
-
-Parts that name the same target, draft and settings get the same engine: one queue, one copy of the weights.
-"""
+"""Engines shared within the process: parts with equal models and settings get one queue and one copy of the weights."""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, get_args
 from weakref import WeakValueDictionary
 
-from ..config import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec, load_model
-from .engine import Config, SpecKV
+from .engine import SpecKV
 
 Method = Literal["speckv", "speckvpc", "specpc", "full"]
 DraftSpec: TypeAlias = "ModelSpec | Literal['self'] | None"
 
 _CONFIGS: dict[Method, type[Any]] = {"speckv": SpecKVConfig, "speckvpc": SpecKVPCConfig, "specpc": SpecPCConfig}
-# Nothing is ever dropped, and no draft is needed: `model.generate` behind the same queue.
+# Method "full": nothing is dropped and no draft is needed. `model.generate` behind the engine's queue.
 FULL = SpecKVConfig(max_capacity_prompt=1 << 40, lookahead_tokens=0)
 
 _engines: WeakValueDictionary[Any, SpecKV] = WeakValueDictionary()
@@ -27,34 +24,42 @@ _engines_lock = threading.Lock()
 
 
 def shared_engine(
-    target: ModelSpec, draft: DraftSpec, config: Config, max_batch_size: int = 8, **loading: Any
+    target: ModelSpec,
+    draft: DraftSpec,
+    config: MethodConfig,
+    *,
+    positions: Positions = "renumber",
+    max_batch_size: int = 8,
+    **loading: Any,
 ) -> SpecKV:
-    """The engine of these models and settings, made if there is none.
+    """Return the engine of these models and settings; make it if there is none.
 
     Args:
-        target, draft, config, max_batch_size: As for `SpecKV`.
-        **loading: How names are loaded: `device`, `dtype`, ... of `load_model`.
+        target, draft, config, positions, max_batch_size: As for `SpecKV`.
+        **loading: Arguments of `load_model` for models given by name: `device`, `dtype`, ...
     """
-    served = load_model(target, **loading)
-    guesser: Any = draft if draft is None or draft == "self" else load_model(draft, **loading)
-    key = (id(served), guesser if isinstance(guesser, str | None) else id(guesser), config, max_batch_size)
+    target_model = load_model(target, **loading)
+    draft_model: Any = draft if draft is None or draft == "self" else load_model(draft, **loading)
+    draft_key = draft_model if isinstance(draft_model, str | None) else id(draft_model)
+    key = (id(target_model), draft_key, config, positions, max_batch_size)
     with _engines_lock:
-        engine = _engines.get(key)  # it holds both models, so that their ids are not given to others
+        engine = _engines.get(key)  # it holds both models, so their ids are not reused while it lives
         if engine is None:
-            engine = _engines[key] = SpecKV(served, guesser, config, max_batch_size=max_batch_size)
+            engine = SpecKV(target_model, draft_model, config, positions=positions, max_batch_size=max_batch_size)
+            _engines[key] = engine
         return engine
 
 
-def as_method(method: Method | None, config: Config | dict[str, Any] | None) -> tuple[Method, Config]:
-    """The method and its settings; the settings tell the method where it is not named.
+def as_method(method: Method | None, config: MethodConfig | dict[str, Any] | None) -> tuple[Method, MethodConfig]:
+    """Resolve a method and its settings; without a method, the type of the settings decides.
 
     Raises:
         InvalidInputError: an unknown method, or settings of another one.
         ValueError: a setting out of range.
     """
     if method is None:
-        followed = [name for name, kind in _CONFIGS.items() if isinstance(config, kind)]
-        return as_method(followed[0] if followed else "speckv", config)
+        matches = [name for name, kind in _CONFIGS.items() if isinstance(config, kind)]
+        return as_method(matches[0] if matches else "speckv", config)
     if method not in get_args(Method):
         raise InvalidInputError(f"method must be one of {', '.join(map(repr, get_args(Method)))}; got {method!r}")
     if method == "full":
@@ -63,14 +68,10 @@ def as_method(method: Method | None, config: Config | dict[str, Any] | None) -> 
         return method, FULL
     kind = _CONFIGS[method]
     if isinstance(config, dict):
-        if kind is SpecKVPCConfig:
-            specpc, speckv = SpecPCConfig(**config.get("specpc", {})), SpecKVConfig(**config.get("speckv", {}))
-            config = SpecKVPCConfig(**config | {"specpc": specpc, "speckv": speckv})
-        else:
-            config = kind(**config)
+        config = kind(**config)
     if config is not None and not isinstance(config, kind):
         raise InvalidInputError(
             f'method "{method}" takes a {kind.__name__}; got {type(config).__name__}. Without method, config decides.'
         )
-    settings: Config = config or kind()
+    settings: MethodConfig = config or kind()
     return method, settings

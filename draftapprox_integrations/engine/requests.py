@@ -1,23 +1,26 @@
-"""One prompt on its way to the engine, and how its answer is to be written."""
+"""One prompt for the engine, and how its tokens are sampled."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import torch
 
 from ..errors import InvalidInputError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Sampling settings of a request.
 
     Attributes:
         temperature: 0 is greedy.
-        top_p, top_k: Limits of sampling; None for none.
-        seed: Makes sampling repeatable.
+        top_p, top_k: Truncation of the distribution; None for none.
+        seed: Makes sampling repeatable; None uses torch's global generator.
 
     Raises:
         InvalidInputError: names the argument, the value and the limit.
@@ -40,13 +43,13 @@ class Sampling:
             raise InvalidInputError(f"seed must be an integer, or None; got {seed!r}")
 
     @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> Sampling:
-        """What `options` says of sampling, which is removed from it."""
+    def pop_from(cls, options: dict[str, Any]) -> Sampling:
+        """Remove the sampling settings from `options` and return them."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: options.pop(name) for name in names if name in options})
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `model.generate`."""
+    def generate_options(self) -> dict[str, Any]:
+        """The matching arguments of `model.generate`."""
         if self.temperature == 0:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {
@@ -56,38 +59,48 @@ class Sampling:
             "top_k": self.top_k or 0,
         }
 
+    @contextmanager
+    def seeded(self, device: torch.device) -> Iterator[None]:
+        """Seed torch inside the block and restore its generators afterwards. No effect if greedy or unseeded."""
+        if self.seed is None or self.temperature == 0:
+            yield
+            return
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            yield
+
 
 @dataclass(eq=False)
 class Request:
     """One prompt.
 
     Attributes:
-        ids: The prompt's token ids, at least one.
-        max_new_tokens: Most tokens to write, >= 0.
-        sampling: How tokens are chosen.
-        stops: Texts before which the answer ends.
-        options: Further arguments of `model.generate`.
-        protected: Per id whether SpecPC must keep it; None if it may drop any but its window.
-        fits: Nothing of the prompt has to go.
+        prompt_ids: Token ids of the prompt, at least one.
+        max_new_tokens: Most tokens to generate, >= 0.
+        sampling: Sampling settings.
+        stop_strings: Texts before which the answer ends.
+        generate_options: Further arguments of `model.generate`.
+        protected: Per prompt token, whether SpecPC must keep it. None: SpecPC may drop any token before its window.
+        fits_budget: The prompt is within every budget, so nothing is dropped.
         on_token: Called with each new token id, in the thread that runs the batch.
-        cancelled: Set to end it at its next token.
+        cancelled: Set to end the generation at its next token.
     """
 
-    ids: list[int]
+    prompt_ids: list[int]
     max_new_tokens: int
     sampling: Sampling = Sampling()
-    stops: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    stop_strings: tuple[str, ...] = ()
+    generate_options: dict[str, Any] = field(default_factory=dict)
     protected: list[bool] | None = None
-    fits: bool = True
+    fits_budget: bool = True
     on_token: Callable[[int], None] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def kind(self) -> Hashable | None:
-        """Requests of one kind may share a batch; None for one that runs alone, to be repeatable."""
-        if self.options or self.max_new_tokens == 0:
+    def batch_key(self) -> Hashable | None:
+        """Requests with equal keys may share a batch. None: this one runs alone, which keeps a seed repeatable."""
+        if self.generate_options or self.max_new_tokens == 0:
             return None
         if self.sampling.temperature == 0:
-            return ("greedy", self.fits)
-        return None if self.sampling.seed is not None else (self.sampling, self.fits)
+            return ("greedy", self.fits_budget)
+        return None if self.sampling.seed is not None else (self.sampling, self.fits_budget)

@@ -1,4 +1,4 @@
-"""Ends of a generation beside the end-of-sequence token: length, stop strings, NaN, a reader who left; row by row."""
+"""Per-row stopping criteria of a batch: end of sequence, stop strings, length, cancellation, NaN logits."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCrite
 from ..errors import ScoringError
 from .requests import Request
 
-_TAIL = 16  # tokens beyond a stop string's length that are decoded with it: its first token may begin before it
+# Tokens decoded in addition to the length of the longest stop string, whose first token may begin before it.
+_EXTRA_TAIL_TOKENS = 16
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass
-class Row:
-    """What one request of a batch has got so far.
+class Slot:
+    """One row of the running batch.
 
     Attributes:
-        request: The request.
-        token_ids: The new ids, up to its own end; a batch may run on for other rows.
+        request: The request that occupies the row.
+        token_ids: Its new token ids, up to its own end; the batch may go on for other rows.
         finish_reason: Why it ended, or None while it runs.
-        error: What went wrong with this row alone.
+        error: The error of this row alone.
     """
 
     request: Request
@@ -36,76 +37,79 @@ class Row:
 
 
 class BatchStoppingCriteria(StoppingCriteria):
-    """Follows a batch token by token: hands each row its own, and ends rows one by one.
+    """Stopping criterion that ends the rows of a batch one by one and collects their tokens.
 
     Args:
         requests: One per row.
-        tokenizer: Needed where a request has stop strings.
-        ends: Ids that end a sequence.
-        also: Criteria of the caller, asked for every row.
+        tokenizer: Needed for requests with stop strings.
+        eos_token_ids: Ids that end a sequence.
+        criteria: The caller's own criteria, applied to every row.
     """
 
     def __init__(
         self,
         requests: Sequence[Request],
         tokenizer: PreTrainedTokenizerBase | None,
-        ends: Sequence[int],
-        also: Sequence[StoppingCriteria] = (),
+        eos_token_ids: Sequence[int],
+        criteria: Sequence[StoppingCriteria] = (),
     ):
-        self.rows = [Row(request) for request in requests]
-        self._tokenizer, self._ends = tokenizer, set(ends)
-        self._also = StoppingCriteriaList(also)
+        self.slots = [Slot(request) for request in requests]
+        self._tokenizer, self._eos_token_ids = tokenizer, set(eos_token_ids)
+        self._criteria = StoppingCriteriaList(criteria)
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        """Bool [batch]: rows that are done."""
-        wanted = self._also(input_ids, scores, **options).tolist() if self._also else [False] * len(self.rows)
-        for row, token, stop in zip(self.rows, input_ids[:, -1].tolist(), wanted, strict=True):
-            if row.finish_reason is None:
-                self._advance(row, token, stop)
-        done = [row.finish_reason is not None for row in self.rows]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+        """Bool [batch]: rows that have ended."""
+        stopped = [False] * len(self.slots)
+        if self._criteria:
+            stopped = self._criteria(input_ids, scores, **options).tolist()
+        for slot, token, stop in zip(self.slots, input_ids[:, -1].tolist(), stopped, strict=True):
+            if slot.finish_reason is None:
+                self._append(slot, token, stop)
+        ended = [slot.finish_reason is not None for slot in self.slots]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
-    def _advance(self, row: Row, token: int, stop: bool) -> None:
-        request = row.request
-        if request.cancelled.is_set() or row.error is not None:
-            row.finish_reason = "cancelled"
+    def _append(self, slot: Slot, token: int, stop: bool) -> None:
+        request = slot.request
+        if request.cancelled.is_set() or slot.error is not None:
+            slot.finish_reason = "cancelled"
             return
-        row.token_ids.append(token)
-        if token in self._ends or stop or self._has_stop_string(row):
-            row.finish_reason = "stop"
-        elif len(row.token_ids) >= request.max_new_tokens:
-            row.finish_reason = "length"
+        slot.token_ids.append(token)
+        if token in self._eos_token_ids or stop or self._has_stop_string(slot):
+            slot.finish_reason = "stop"
+        elif len(slot.token_ids) >= request.max_new_tokens:
+            slot.finish_reason = "length"
         if request.on_token is not None:
             request.on_token(token)
 
-    def _has_stop_string(self, row: Row) -> bool:
-        stops = row.request.stops
-        if not stops or self._tokenizer is None:
+    def _has_stop_string(self, slot: Slot) -> bool:
+        stop_strings = slot.request.stop_strings
+        if not stop_strings or self._tokenizer is None:
             return False
-        tail = row.token_ids[-max(len(stop.encode()) for stop in stops) - _TAIL :]
+        tail = slot.token_ids[-max(len(stop.encode()) for stop in stop_strings) - _EXTRA_TAIL_TOKENS :]
         text = self._tokenizer.decode(tail, skip_special_tokens=True)
-        return any(stop in text for stop in stops)
+        return any(stop in text for stop in stop_strings)
 
 
-class CatchNan(LogitsProcessor):
-    """A row with NaN logits gets an error instead of an arbitrary token; the other rows go on."""
+class NanLogitsGuard(LogitsProcessor):
+    """Logits processor that gives a row with NaN logits an error instead of an arbitrary token; other rows go on."""
 
-    def __init__(self, rows: Sequence[Row]):
-        self._rows = rows
+    def __init__(self, slots: Sequence[Slot]):
+        self._slots = slots
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores`, with zeros in the rows that held NaN."""
-        bad = torch.isnan(scores).any(dim=-1)
-        if not bad.any():
+        """`scores`, zero in rows that held NaN."""
+        has_nan = torch.isnan(scores).any(dim=-1)
+        if not has_nan.any():
             return scores
-        for row, is_bad in zip(self._rows, bad.tolist(), strict=True):
-            if is_bad and row.finish_reason is None:
-                row.error = ScoringError(
+        for slot, is_nan in zip(self._slots, has_nan.tolist(), strict=True):
+            if is_nan and slot.finish_reason is None:
+                slot.error = ScoringError(
                     "the target model's logits are NaN. Load it with dtype='float32', or check its weights."
                 )
-        return scores.masked_fill(bad[:, None], 0.0)
+        return scores.masked_fill(has_nan[:, None], 0.0)
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     """The text before the first stop string."""
-    return text[: min([place for stop in stops if (place := text.find(stop)) >= 0], default=len(text))]
+    starts = [start for stop in stop_strings if (start := text.find(stop)) >= 0]
+    return text[: min(starts, default=len(text))]

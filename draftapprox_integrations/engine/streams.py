@@ -1,4 +1,4 @@
-"""What a reader holds while the engine works on its request: the text in pieces, or the result, or the error."""
+"""Handles of running requests: the text in pieces as it is generated, or the result, or the error."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from ..errors import GenerationTimeoutError, InvalidInputError
 from ..results import Generation
 from .requests import Request
 
-Item = int | Generation | BaseException
+Item = int | Generation | BaseException  # a new token id, the result, or the error
 
 
 class IncrementalDetokenizer:
-    """Turns token ids into text as they come; the pieces join to exactly the text of the result.
+    """Decodes token ids as they arrive; the pieces join to exactly the text of the result.
 
-    Text is held back while it may still change (half a character) or turn out to be the beginning of a stop string.
+    Text is held back while later tokens may still change it (an incomplete character) or turn it into the beginning of
+    a stop string.
 
     Args:
         tokenizer: The target's.
-        stops: The stop strings.
+        stop_strings: Texts before which the answer ends.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...]):
-        self._tokenizer, self._stops = tokenizer, stops
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...]):
+        self._tokenizer, self._stop_strings = tokenizer, stop_strings
         self._ids: list[int] = []
         self._sent = ""
 
     def feed(self, token: int) -> str:
-        """The text that is certain now and was not before; often empty."""
+        """Add a token and return the text that has become final; often empty."""
         self._ids.append(token)
-        ready = self._ready(str(self._tokenizer.decode(self._ids, skip_special_tokens=True)))
-        if len(ready) <= len(self._sent):
+        final = self._final_prefix(str(self._tokenizer.decode(self._ids, skip_special_tokens=True)))
+        if len(final) <= len(self._sent):
             return ""
-        piece, self._sent = ready[len(self._sent) :], ready
+        piece, self._sent = final[len(self._sent) :], final
         return piece
 
-    def rest(self, whole: str) -> str:
-        """What is still missing of the result's text."""
-        return whole[len(self._sent) :]
+    def flush(self, text: str) -> str:
+        """Return what is missing of the result's whole `text`."""
+        return text[len(self._sent) :]
 
-    def _ready(self, text: str) -> str:
+    def _final_prefix(self, text: str) -> str:
         """The part of `text` that later tokens cannot change."""
         text = text.rstrip("\ufffd")
-        for stop in self._stops:
-            found = text.find(stop)
-            if found >= 0:
-                text = text[:found]
+        for stop in self._stop_strings:
+            start = text.find(stop)
+            if start >= 0:
+                text = text[:start]
             for length in range(min(len(stop) - 1, len(text)), 0, -1):
                 if text.endswith(stop[:length]):
                     text = text[: len(text) - length]
@@ -60,13 +61,13 @@ class IncrementalDetokenizer:
         return text
 
 
-class _Held(ABC):
-    """What both kinds of streams know.
+class _StreamBase(ABC):
+    """State shared by both kinds of streams.
 
     Attributes:
         request: The request.
-        generation: The result, once it has come.
-        started: A token has been written.
+        generation: The result, once it has arrived.
+        started: Whether a token has been generated.
     """
 
     def __init__(self, request: Request, tokenizer: PreTrainedTokenizerBase | None, timeout: float | None):
@@ -81,7 +82,7 @@ class _Held(ABC):
 
     @abstractmethod
     def put(self, item: Item) -> None:
-        """Hand something to the reader, from any thread."""
+        """Hand an item to the reader, from any thread."""
 
     def cancel(self) -> None:
         """End the generation at its next token, if it still runs."""
@@ -91,12 +92,12 @@ class _Held(ABC):
         self.started = True
         self.put(token)
 
-    def _remaining(self) -> float | None:
+    def _remaining_seconds(self) -> float | None:
         if self._deadline is None:
             return None
         return max(self._deadline - time.monotonic(), 0.0)
 
-    def _late(self) -> GenerationTimeoutError:
+    def _time_out(self) -> GenerationTimeoutError:
         self.cancel()
         return GenerationTimeoutError(
             f"the answer took longer than {self.timeout} s and was cancelled. Raise timeout, or ask for less."
@@ -111,44 +112,44 @@ class _Held(ABC):
         self.generation = item
         return item
 
-    def _piece(self, item: Item, reader: IncrementalDetokenizer) -> str:
+    def _text_of(self, item: Item, detokenizer: IncrementalDetokenizer) -> str:
         """The text that `item` adds; the result adds what was held back."""
-        return reader.feed(item) if isinstance(item, int) else reader.rest(self._finish(item).text)
+        return detokenizer.feed(item) if isinstance(item, int) else detokenizer.flush(self._finish(item).text)
 
-    def _reader(self) -> IncrementalDetokenizer:
+    def _detokenizer(self) -> IncrementalDetokenizer:
         if self._tokenizer is None:
             raise InvalidInputError("the target has no tokenizer, so it writes ids and cannot stream text")
-        return IncrementalDetokenizer(self._tokenizer, self.request.stops)
+        return IncrementalDetokenizer(self._tokenizer, self.request.stop_strings)
 
 
-class Stream(_Held):
-    """For a reader in a thread."""
+class Stream(_StreamBase):
+    """Stream for a reader in a thread."""
 
     def __init__(self, request: Request, tokenizer: PreTrainedTokenizerBase | None, timeout: float | None = None):
         super().__init__(request, tokenizer, timeout)
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
 
     def put(self, item: Item) -> None:
-        """Hand something to the reader."""
+        """Hand an item to the reader."""
         self._items.put(item)
 
     def pieces(self) -> Iterator[str]:
-        """Text as it is written. Closing the iterator cancels the generation.
+        """Iterate over the text as it is generated. Closing the iterator cancels the generation.
 
         Raises:
-            GenerationTimeoutError: it took too long.
-            Exception: what went wrong with the generation.
+            GenerationTimeoutError: it took longer than `timeout`.
+            Exception: the error of the generation.
         """
-        reader = self._reader()
+        detokenizer = self._detokenizer()
         try:
             while self.generation is None:
-                if piece := self._piece(self._next(), reader):
+                if piece := self._text_of(self._next(), detokenizer):
                     yield piece
         finally:
             self.cancel()
 
     def result(self) -> Generation:
-        """The result; errors as `pieces`."""
+        """Wait for the result. Raises as `pieces` does."""
         try:
             while isinstance(item := self._next(), int):
                 pass
@@ -158,13 +159,13 @@ class Stream(_Held):
 
     def _next(self) -> Item:
         try:
-            return self._items.get(timeout=self._remaining())
+            return self._items.get(timeout=self._remaining_seconds())
         except queue.Empty:
-            raise self._late() from None
+            raise self._time_out() from None
 
 
-class AsyncStream(_Held):
-    """For a reader in an event loop; made in that loop."""
+class AsyncStream(_StreamBase):
+    """Stream for a reader in an event loop; must be made in that loop."""
 
     def __init__(self, request: Request, tokenizer: PreTrainedTokenizerBase | None, timeout: float | None = None):
         super().__init__(request, tokenizer, timeout)
@@ -172,24 +173,24 @@ class AsyncStream(_Held):
         self._items: asyncio.Queue[Any] = asyncio.Queue()
 
     def put(self, item: Item) -> None:
-        """Hand something to the reader, from the engine's thread."""
+        """Hand an item to the reader, from the engine's thread."""
         try:
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         except RuntimeError:  # the loop is closed, so nobody reads any more
             self.cancel()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """As `Stream.pieces`."""
-        reader = self._reader()
+        """Asynchronous form of `Stream.pieces`."""
+        detokenizer = self._detokenizer()
         try:
             while self.generation is None:
-                if piece := self._piece(await self._next(), reader):
+                if piece := self._text_of(await self._next(), detokenizer):
                     yield piece
         finally:
             self.cancel()
 
     async def result(self) -> Generation:
-        """As `Stream.result`."""
+        """Asynchronous form of `Stream.result`."""
         try:
             while isinstance(item := await self._next(), int):
                 pass
@@ -199,7 +200,7 @@ class AsyncStream(_Held):
 
     async def _next(self) -> Item:
         try:
-            item: Item = await asyncio.wait_for(self._items.get(), self._remaining())
+            item: Item = await asyncio.wait_for(self._items.get(), self._remaining_seconds())
             return item
         except TimeoutError:
-            raise self._late() from None
+            raise self._time_out() from None

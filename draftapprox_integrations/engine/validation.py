@@ -1,17 +1,19 @@
-"""Check what users hand to SpecKV, and bring prompts into one shape."""
+"""Checks of the engine's arguments; prompts in one shape."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..config import MethodConfig, Positions, SpecKVConfig
+from ..errors import InvalidInputError, UnsupportedModelError
 from ..models.loading import LoadedModel
 
-# Either silently wrong with a cache that is already filled, or ours to set.
-_REFUSED = (
+# Arguments of `model.generate` that the engine sets itself, or that go wrong without an error on a prefilled cache.
+_REFUSED_OPTIONS = (
     "assistant_model",
     "prompt_lookup_num_tokens",
     "num_beams",
@@ -31,42 +33,44 @@ _REFUSED = (
 
 
 def check_options(target: LoadedModel, max_new_tokens: Any, stop: Any, options: dict[str, Any]) -> tuple[str, ...]:
-    """The stop strings as a tuple.
+    """Check the options of a call and return its stop strings.
 
     Raises:
         InvalidInputError: names the argument, the value and the limit.
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise InvalidInputError(f"max_new_tokens must be an integer >= 0; got {max_new_tokens!r}")
-    refused = sorted(set(options) & set(_REFUSED))
+    refused = sorted(set(options) & set(_REFUSED_OPTIONS))
     if refused:
         raise InvalidInputError(f"{', '.join(refused)} cannot be used with SpecKV; it sets or replaces them itself")
-    stops = as_stops(stop)
-    if any(not isinstance(text, str) or not text for text in stops):
+    stop_strings = as_stop_strings(stop)
+    if any(not isinstance(text, str) or not text for text in stop_strings):
         raise InvalidInputError(f"stop must be non-empty strings; got {stop!r}")
-    if stops:
+    if stop_strings:
         target.require_tokenizer()
-    return stops
+    return stop_strings
 
 
-def as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings as a tuple; a single one is wrapped."""
+def as_stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple; a single string counts as one."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def check_ids(target: LoadedModel, rows: list[list[int]]) -> None:
-    """Raises:
-    InvalidInputError: a prompt is empty, or an id is not of the target's vocabulary.
+def check_prompt_ids(target: LoadedModel, prompts: list[list[int]]) -> None:
+    """Check that no prompt is empty and that every id is in the target's vocabulary.
+
+    Raises:
+        InvalidInputError: otherwise.
     """
-    for row in rows:
-        if not row:
+    for ids in prompts:
+        if not ids:
             raise InvalidInputError("a prompt is empty; give at least one token")
-        if min(row) < 0 or max(row) >= target.vocabulary:
+        if min(ids) < 0 or max(ids) >= target.vocabulary:
             raise InvalidInputError(f"token ids of {target.name} must be in [0, {target.vocabulary})")
 
 
-def as_list(prompts: Any) -> list[Any]:
-    """Prompts as a list of texts or of lists of token ids.
+def as_prompts(prompts: Any) -> list[Any]:
+    """Prompts as a list of texts or a list of token id lists.
 
     Raises:
         InvalidInputError: neither texts nor ids.
@@ -83,3 +87,47 @@ def as_list(prompts: Any) -> list[Any]:
         if all(isinstance(item, Sequence | Tensor) and not isinstance(item, str) for item in prompts):
             return [item.tolist() if isinstance(item, Tensor) else list(item) for item in prompts]
     raise InvalidInputError("prompts must be a text, a list of texts, token ids, or a list of token ids; none is empty")
+
+
+def check_single(prompt: Any) -> None:
+    """Check that a streaming call has one prompt.
+
+    Raises:
+        InvalidInputError: several prompts.
+    """
+    if len(as_prompts(prompt)) != 1:
+        raise InvalidInputError("stream takes one prompt; use generate for several")
+
+
+def check_config(config: Any) -> None:
+    """Check the type of a method's settings.
+
+    Raises:
+        InvalidInputError: another type.
+    """
+    if not isinstance(config, MethodConfig):
+        raise InvalidInputError(
+            f"config must be a SpecKVConfig, SpecKVPCConfig or SpecPCConfig; got {type(config).__name__}"
+        )
+
+
+def check_positions(positions: Any, config: MethodConfig, target: LoadedModel) -> None:
+    """Check the positions of the tokens that SpecPC keeps.
+
+    Raises:
+        InvalidInputError: an unknown value, or "original" without SpecPC.
+        UnsupportedModelError: "original" with a target that takes no position ids.
+    """
+    if positions not in get_args(Positions):
+        raise InvalidInputError(f"positions must be one of 'renumber', 'original'; got {positions!r}")
+    if positions == "renumber":
+        return
+    if isinstance(config, SpecKVConfig):
+        raise InvalidInputError(
+            "positions='original' needs SpecPC: use a SpecPCConfig or a SpecKVPCConfig. SpecKV drops KV pairs, not "
+            "tokens, so it always keeps the original positions; leave positions out."
+        )
+    if "position_ids" not in inspect.signature(target.model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(target.model).__name__} cannot be told positions; use positions='renumber' with {target.name}"
+        )

@@ -1,7 +1,7 @@
-"""Prefill that keeps only a part of each layer's KV pairs, chosen and evicted layer by layer as the model runs.
+"""SpecKV's prefill: score and evict the KV pairs of each layer while the model runs.
 
 While a layer runs, its cache holds all pairs of prompt and lookahead; before the next layer runs, only the kept ones.
-So the peak is one layer's full pairs beside the kept part, whatever the number of layers.
+Peak memory is one layer's full pairs plus the kept pairs, whatever the number of layers.
 """
 
 from __future__ import annotations
@@ -22,185 +22,189 @@ from ..models.loading import input_device
 from .cache.evicted import EvictedLayer
 from .cache.quantized import QuantizedLayer
 from .cache.ragged import RaggedLayer
-from .scores import choose_kv, pool_kv_scores, share_kv
-from .sparse_prefill import SparseAttention, choose_columns
+from .scores import pool_kv_scores, select_adaptive, select_uniform
+from .sparse_prefill import SparseAttention, select_columns
 
 
-class _Evictor:
-    """Observer that scores each layer's pairs and drops the others from the cache at once; its attention if sparse."""
+class Evictor:
+    """Observer that scores the pairs of each attention layer and evicts the others from the cache at once.
+
+    Attributes:
+        kept: Per layer the result of `select_uniform` or `select_adaptive`.
+        scores: Per layer the raw and the pooled scores, float32 [batch, heads, tokens].
+    """
 
     def __init__(
         self,
         view: PreTrainedModel,
         cache: DynamicCache,
         mask: Tensor,
-        prompt: int,
+        prompt_length: int,
         config: SpecKVConfig,
-        last_layer: int,
-        interrupted: Callable[[], bool],
+        is_cancelled: Callable[[], bool],
     ):
-        self.interrupted, self.name = interrupted, type(view).__name__
-        self.reports = Reports(view, attention_layers(view), mask.shape[1], mask.shape[1])
-        sharing = getattr(view.config.get_text_config(), "kv_sharing_modes", None) or []
-        # Layers whose pairs later layers attend to as well: what all of these look at decides, so they are evicted at
-        # the end. (The model itself holds on to their pairs until then.)
-        self.lent: dict[int, list[Tensor]] = {layer: [] for layer, mode in enumerate(sharing) if mode == "store"}
-        self.lent_keys: dict[int, weakref.ref[Tensor]] = {}
-        self.cache, self.prompt, self.config, self.last_layer = cache, prompt, config, last_layer
-        self.extra = mask.shape[1] - (prompt - 1)  # the last prompt token, which is fed again, and the lookahead
-        self.padding = ~mask[:, : prompt - config.resolved_window() - 1].bool()
-        self.real = mask[:, :prompt].sum(dim=1)
-        self.queries = mask[:, prompt - config.resolved_window() - 1 :].bool()  # a lookahead that ended early is padded
         self.kept: dict[int, Tensor] = {}
         self.scores: dict[int, tuple[Tensor, Tensor]] = {}
+        self._is_cancelled, self._name = is_cancelled, type(view).__name__
+        self._reports = Reports(view, attention_layers(view), mask.shape[1], mask.shape[1])
+        self._cache, self._prompt_length, self._config = cache, prompt_length, config
+        self._last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
+        self._window = config.resolved_window()
+        scored = prompt_length - self._window - 1  # tokens before the window; the last prompt token is fed again
+        self._padding = ~mask[:, :scored].bool()
+        self._lengths = mask[:, :prompt_length].sum(dim=1)
+        self._valid_queries = mask[:, scored:].bool()  # a lookahead that ended early is padded
+        self._tokens_to_crop = mask.shape[1] - (prompt_length - 1)  # the last prompt token and the lookahead
+        sharing = getattr(view.config.get_text_config(), "kv_sharing_modes", None) or []
+        # Raw scores of layers whose pairs later layers attend to as well. All of these layers score, so eviction waits
+        # for the end of the pass. (The model itself holds on to the pairs until then.)
+        self._shared_scores: dict[int, list[Tensor]] = {
+            layer: [] for layer, mode in enumerate(sharing) if mode == "store"
+        }
+        self._shared_keys: dict[int, weakref.ref[Tensor]] = {}
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
-        if self.interrupted():
+        """Score and evict one layer; see `Observer.observe`."""
+        if self._is_cancelled():
             raise StopForward
-        if not self.reports.first(layer, query, key, mask):
+        if not self._reports.first(layer, query, key, mask):
             raise UnsupportedModelError(
-                f"{self.name} mixes the values of a token's KV heads, which may not keep the same tokens. Use SpecPC "
+                f"{self._name} mixes the values of a token's KV heads, which may not keep the same tokens. Use SpecPC "
                 "in front of it."
             )
         attend: Attend | None = None
         owner = self._owner(layer, key)
-        held = self.cache.layers[owner]
-        if isinstance(held, EvictedLayer):
-            raw = self._score(query, key, mask, scaling, self._heads(held, key))
-            if owner in self.lent:
-                self.lent[owner].append(raw)
+        cached = self._cache.layers[owner]
+        if isinstance(cached, EvictedLayer):
+            raw = self._score(query, key, mask, scaling, self._scored_heads(cached, key))
+            if owner in self._shared_scores:
+                self._shared_scores[owner].append(raw)
             else:
-                pooled = self._choose(layer, held, raw)
-                if layer != self.last_layer:
+                pooled = self._evict(layer, cached, raw)
+                if layer != self._last_layer:
                     attend = self._sparse_attention(pooled.expand(-1, key.shape[1], -1), mask, scaling)
-        elif isinstance(held, DynamicSlidingWindowLayer) and owner == layer:  # small already: only what is after goes
-            held.crop(-self.extra)
-            held.record_past = False
-            assert held.keys is not None
-            assert held.values is not None
-            held.keys, held.values = held.keys.clone(), held.values.clone()  # a slice would hold on to all of it
-        if layer == self.last_layer:
+        elif isinstance(cached, DynamicSlidingWindowLayer) and owner == layer:  # already small: drop the lookahead only
+            cached.crop(-self._tokens_to_crop)
+            cached.record_past = False
+            assert cached.keys is not None
+            assert cached.values is not None
+            cached.keys, cached.values = cached.keys.clone(), cached.values.clone()  # a slice would keep all of it alive
+        if layer == self._last_layer:
             raise StopForward
         return attend
 
     def finish(self) -> None:
-        """After the pass: evict what was lent, and take the lookahead out of convolutions.
+        """Evict from shared layers and remove the lookahead from convolution states, after the pass.
 
         Raises:
             UnsupportedModelError: some attention was not observed.
         """
-        self.reports.check_complete()
-        for layer, found in self.lent.items():
-            held = self.cache.layers[layer]
-            if isinstance(held, EvictedLayer):
-                raw = torch.stack(found)
-                self._choose(layer, held, raw.amax(0) if self.config.reduction_type == "max" else raw.mean(0))
-        for state in self.cache.layers:
+        self._reports.check_complete()
+        for layer, scores in self._shared_scores.items():
+            cached = self._cache.layers[layer]
+            if isinstance(cached, EvictedLayer):
+                raw = torch.stack(scores)
+                self._evict(layer, cached, raw.amax(0) if self._config.reduction_type == "max" else raw.mean(0))
+        for state in self._cache.layers:
             if isinstance(state, LinearAttentionLayer):
-                state.crop(-self.extra)
+                state.crop(-self._tokens_to_crop)
                 state.record_past = False
-                with torch.inference_mode(mode=False):  # it is changed in place later, also outside of inference mode
+                with torch.inference_mode(mode=False):  # it is changed in place later, also outside inference mode
                     state.conv_states = {i: conv.clone() for i, conv in state.conv_states.items() if conv is not None}
 
     def _owner(self, layer: int, key: Tensor) -> int:
-        """The layer that keeps the pairs which `layer` attends to."""
-        if not isinstance(self.cache.layers[layer], DummyLayer):
-            if layer in self.lent:
-                self.lent_keys[layer] = weakref.ref(key)
+        """The layer whose cached pairs `layer` attends to."""
+        if not isinstance(self._cache.layers[layer], DummyLayer):
+            if layer in self._shared_scores:
+                self._shared_keys[layer] = weakref.ref(key)
             return layer
-        for owner, lent in self.lent_keys.items():
-            if lent() is key:
+        for owner, shared in self._shared_keys.items():
+            if shared() is key:
                 return owner
         raise UnsupportedModelError(
-            f"layer {layer} of {self.name} attends to pairs that no layer keeps. Use SpecPC in front of it."
+            f"layer {layer} of {self._name} attends to pairs that no layer keeps. Use SpecPC in front of it."
         )
 
-    def _heads(self, held: EvictedLayer, key: Tensor) -> int:
-        """How many KV heads choose: as many as attend, or one for all where they share what is cached (MLA)."""
-        assert held.keys is not None
-        heads = held.keys.shape[1]
+    def _scored_heads(self, cached: EvictedLayer, key: Tensor) -> int:
+        """Number of KV heads that select pairs: those that attend, or 1 where all share what is cached (MLA)."""
+        assert cached.keys is not None
+        heads = cached.keys.shape[1]
         if heads not in (1, key.shape[1]):
             raise UnsupportedModelError(
-                f"{self.name} attends with {key.shape[1]} KV heads and caches {heads}. Use SpecPC in front of it."
+                f"{self._name} attends with {key.shape[1]} KV heads and caches {heads}. Use SpecPC in front of it."
             )
-        if self.config.head_budgets != "uniform" and held.keys is not key:
+        if self._config.head_budgets != "uniform" and cached.keys is not key:
             raise UnsupportedModelError(
-                f"{self.name} attends to something else than what it caches, so its heads cannot keep different "
+                f"{self._name} attends to something else than what it caches, so its heads cannot keep different "
                 "numbers of pairs: set head_budgets='uniform'."
             )
         return heads
 
-    def _choose(self, layer: int, held: EvictedLayer, raw: Tensor) -> Tensor:
-        """Evict by scores [batch, held heads, tokens]; the pooled scores."""
-        pooled = pool_kv_scores(raw, self.padding.to(raw.device), self.config.pool_type, self.config.kernel_size)
-        if torch.isnan(pooled).any():
-            raise ScoringError(
-                "the target model's attention is NaN. Load it with dtype='float32', or check its weights."
-            )
-        self.kept[layer], self.scores[layer] = self._evict(layer, held, pooled), (raw, pooled)
-        return pooled
-
-    def _sparse_attention(self, pooled: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
-        """The layer's attention with `prefill="sparse"`; None where all prompts are short or the mask is unusual."""
-        window, size = self.config.prefill_window_size, self.config.prefill_vertical_size
-        if self.config.prefill == "dense" or int(self.real.max()) < window + size:
-            return None
-        if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
-            return None
-        lengths = self.real.tolist()
-        starts = [self.prompt - length for length in lengths]
-        columns = choose_columns(pooled, size)
-        return SparseAttention(columns, starts, lengths, pooled.shape[-1], window, size, mask, scaling)
-
-    def _evict(self, layer: int, held: EvictedLayer, pooled: Tensor) -> Tensor:
-        """Drop what is not chosen; what is chosen, as `choose_kv` or `share_kv` gives it."""
-        settings, length = self.config, self.prompt - 1
-        capacity, window = settings.max_capacity_prompt, settings.resolved_window()
-        if settings.head_budgets == "uniform":
-            chosen = choose_kv(pooled, self.real, capacity, window)
-            held.keep(chosen, length)
-            return chosen
-        assert held.keys is not None
-        assert held.values is not None
-        chosen = share_kv(pooled, self.real, capacity, window, settings.floor_alpha)
-        self.cache.layers[layer] = RaggedLayer(held.keys, held.values, chosen)
-        return chosen
-
-    def _score(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, held: int) -> Tensor:
-        """float32 [batch, held, prompt - window - 1]: attention of the last queries, reduced over the group."""
-        batch, heads, total, _ = query.shape
+    def _score(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, heads: int) -> Tensor:
+        """Reduce the attention of the last queries to scores, float32 [batch, heads, prompt - window - 1]."""
+        batch, query_heads, total, _ = query.shape
         kv_heads = key.shape[1]
-        group = heads // kv_heads
-        columns = self.prompt - self.config.resolved_window() - 1
-        rows = total - columns
-        valid = self.queries.to(query.device)
-        found = torch.zeros(batch, kv_heads, columns, device=query.device)
-        for head_slice, piece_rows, attention in tail_attention(query, key, mask, scaling, rows):
+        group = query_heads // kv_heads
+        columns = self._prompt_length - self._window - 1
+        valid = self._valid_queries.to(query.device)
+        scores = torch.zeros(batch, kv_heads, columns, device=query.device)
+        for head_slice, piece_rows, attention in tail_attention(query, key, mask, scaling, total - columns):
             kv = head_slice.start // group
             # nan_to_num: a padded query attends to nothing
             weights = attention[..., :columns].nan_to_num_(0.0) if not valid.all() else attention[..., :columns]
             weights = weights * valid[:, None, piece_rows, None]
-            if self.config.reduction_type == "max":
-                found[:, kv] = torch.maximum(found[:, kv], weights.amax(dim=(1, 2)))
+            if self._config.reduction_type == "max":
+                scores[:, kv] = torch.maximum(scores[:, kv], weights.amax(dim=(1, 2)))
             else:
-                found[:, kv] += weights.sum(dim=(1, 2))
-        if self.config.reduction_type == "mean":
-            found /= group * valid.sum(dim=1)[:, None, None]
-        if held == kv_heads:
-            return found
-        return found.amax(1, keepdim=True) if self.config.reduction_type == "max" else found.mean(1, keepdim=True)
+                scores[:, kv] += weights.sum(dim=(1, 2))
+        if self._config.reduction_type == "mean":
+            scores /= group * valid.sum(dim=1)[:, None, None]
+        if heads == kv_heads:
+            return scores
+        return scores.amax(1, keepdim=True) if self._config.reduction_type == "max" else scores.mean(1, keepdim=True)
+
+    def _evict(self, layer: int, cached: EvictedLayer, raw: Tensor) -> Tensor:
+        """Evict the pairs of a layer by raw scores [batch, heads, tokens], and return the pooled scores."""
+        config, window = self._config, self._window
+        pooled = pool_kv_scores(raw, self._padding.to(raw.device), config.pool_type, config.kernel_size)
+        if torch.isnan(pooled).any():
+            raise ScoringError(
+                "the target model's attention is NaN. Load it with dtype='float32', or check its weights."
+            )
+        if config.head_budgets == "uniform":
+            kept = select_uniform(pooled, self._lengths, config.max_capacity_prompt, window)
+            cached.keep(kept, self._prompt_length - 1)
+        else:
+            assert cached.keys is not None
+            assert cached.values is not None
+            kept = select_adaptive(pooled, self._lengths, config.max_capacity_prompt, window, config.floor_alpha)
+            self._cache.layers[layer] = RaggedLayer(cached.keys, cached.values, kept)
+        self.kept[layer], self.scores[layer] = kept, (raw, pooled)
+        return pooled
+
+    def _sparse_attention(self, pooled: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
+        """The layer's attention with `prefill="sparse"`; None where all prompts are short or the mask is unusual."""
+        window, count = self._config.prefill_window_size, self._config.prefill_vertical_size
+        if self._config.prefill == "dense" or int(self._lengths.max()) < window + count:
+            return None
+        if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
+            return None
+        lengths = self._lengths.tolist()
+        starts = [self._prompt_length - length for length in lengths]
+        columns = select_columns(pooled, count)
+        return SparseAttention(columns, starts, lengths, pooled.shape[-1], window, count, mask, scaling)
 
 
 def new_cache(model: PreTrainedModel, quantization: KVQuantization | None = None) -> DynamicCache:
-    """An empty cache whose full-attention layers can drop pairs and whose sliding layers can be cut back.
+    """Make an empty cache whose full-attention layers can evict pairs and whose sliding layers can be cropped.
 
     Args:
-        model: Whose layers it is for.
-        quantization: How full-attention layers hold what they keep; None as it is.
+        model: The model that fills it.
+        quantization: Storage format of the kept pairs in full-attention layers; None for the model's dtype.
 
     Raises:
-        MissingDependencyError: the library for it is not installed.
-        UnsupportedModelError: a layer keeps a state that is not made of KV pairs.
+        MissingDependencyError: the quantization library is not installed.
+        UnsupportedModelError: a layer's state does not consist of KV pairs.
     """
     cache = DynamicCache(config=model.config)
     config = model.config.get_text_config()
@@ -231,58 +235,57 @@ def prefill(
     attention_mask: Tensor,
     lookahead: list[Tensor],
     config: SpecKVConfig,
-    interrupted: Callable[[], bool] = bool,
+    is_cancelled: Callable[[], bool] = bool,
     position_ids: Tensor | None = None,
-) -> tuple[DynamicCache, _Evictor]:
-    """Run the target over prompt and lookahead and keep `max_capacity_prompt` KV pairs per layer and KV head.
+) -> tuple[DynamicCache, Evictor]:
+    """Run the target over prompt and lookahead, keeping `max_capacity_prompt` KV pairs per layer and KV head.
 
     Args:
-        view: the target, from `attention_view`.
+        view: The target, from `attention_view`.
         input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; tokens > max_capacity_prompt + 1.
-        lookahead: per row a LongTensor [any], in the target's vocabulary; all empty gives SnapKV. What is beyond the
-            target's window is not used.
-        config: the settings.
-        interrupted: asked at every layer; True ends the prefill there, and the cache is of no use.
-        position_ids: LongTensor [batch, tokens], anything at padding; the lookahead goes on after each row's last. None
-            counts the tokens that are there.
+        lookahead: Per row a LongTensor [any] in the target's vocabulary; all empty gives SnapKV. Tokens beyond the
+            target's window are not used.
+        config: Settings.
+        is_cancelled: Polled at every layer. True ends the prefill, and the cache is of no use.
+        position_ids: LongTensor [batch, tokens], any value at padding; the lookahead continues after each row's last.
+            None counts the tokens that are not padding.
 
     Returns:
-        A cache that counts as holding all prompt tokens but the last, for `model.generate` to go on with; and what
-        was chosen by layer.
+        A cache that counts as holding all prompt tokens but the last, ready for `model.generate`; and the evictor with
+        the selected pairs of each layer.
 
     Raises:
         ScoringError: the attention is NaN.
-        UnsupportedModelError: the target's attention cannot be observed exactly, or see `new_cache`.
+        UnsupportedModelError: the target's attention cannot be observed exactly, or as `new_cache`.
     """
     check_padding(view, attention_mask)
-    batch, prompt = input_ids.shape
-    real = (attention_mask.sum(dim=1) if position_ids is None else position_ids[:, -1] + 1).tolist()
-    if (limit := position_limit(view, max(real))) is not None:
-        lookahead = [guess[: limit - tokens] for guess, tokens in zip(lookahead, real, strict=True)]
-    longest = max(len(row) for row in lookahead)
-    ids = torch.zeros(batch, prompt + longest, dtype=torch.long)
+    batch, prompt_length = input_ids.shape
+    lengths = (attention_mask.sum(dim=1) if position_ids is None else position_ids[:, -1] + 1).tolist()
+    if (limit := position_limit(view, max(lengths))) is not None:
+        lookahead = [tokens[: limit - length] for tokens, length in zip(lookahead, lengths, strict=True)]
+    longest = max(len(tokens) for tokens in lookahead)
+    ids = torch.zeros(batch, prompt_length + longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    ids[:, :prompt], mask[:, :prompt] = input_ids, attention_mask
-    for row, guess in enumerate(lookahead):
-        ids[row, prompt : prompt + len(guess)] = guess
-        mask[row, prompt : prompt + len(guess)] = 1
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids[:, :prompt_length], mask[:, :prompt_length] = input_ids, attention_mask
+    for row, tokens in enumerate(lookahead):
+        ids[row, prompt_length : prompt_length + len(tokens)] = tokens
+        mask[row, prompt_length : prompt_length + len(tokens)] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     if position_ids is not None:
-        shift = position_ids - places[:, :prompt]
-        places += torch.cat([shift, shift[:, -1:].expand(-1, longest)], dim=1)
+        shift = position_ids - positions[:, :prompt_length]
+        positions += torch.cat([shift, shift[:, -1:].expand(-1, longest)], dim=1)
     cache = new_cache(view, config.resolved_quantization())
-    last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
-    evictor = _Evictor(view, cache, mask, prompt, config, last_layer, interrupted)
+    evictor = Evictor(view, cache, mask, prompt_length, config, is_cancelled)
     device = input_device(view)
     with observing(evictor):
         view(
             input_ids=ids.to(device),
             attention_mask=None if bool(mask.all()) else mask.to(device),
-            position_ids=places.to(device),
+            position_ids=positions.to(device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=torch.tensor([-1], device=device),  # given a number, Gemma 3n and 4 skip queries
+            logits_to_keep=torch.tensor([-1], device=device),  # Gemma 3n and 4 skip queries if given a number
         )
-    if not interrupted():
+    if not is_cancelled():
         evictor.finish()
     return cache, evictor

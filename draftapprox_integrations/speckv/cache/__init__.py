@@ -1,1 +1,1 @@
-"""Cache layers that hold the kept KV pairs of a prompt."""
+"""KV cache layers after eviction: evicted, ragged (adaptive budgets), quantized."""

@@ -1,4 +1,4 @@
-"""Cache layers of a prompt of which some KV pairs were dropped."""
+"""KV cache layer that can evict a part of its prompt; base class of layers that store the kept pairs separately."""
 
 from __future__ import annotations
 
@@ -8,41 +8,46 @@ from transformers.cache_utils import DynamicLayer
 
 
 class EvictedLayer(DynamicLayer):
-    """KV pairs of a sequence of which some were dropped; new tokens go on at the sequence's true length."""
+    """Cache layer after eviction. New tokens continue at the sequence's true length, evicted tokens included."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dropped = 0
 
-    def keep(self, positions: Tensor, length: int) -> None:
-        """Keep only `positions` [batch, kv_heads, kept] of a sequence that counts as `length` tokens long."""
+    def keep(self, indices: Tensor, length: int) -> None:
+        """Evict all pairs but those at `indices`.
+
+        Args:
+            indices: LongTensor [batch, kv_heads, kept], ascending indices into the sequence.
+            length: Length that the sequence counts as, in tokens.
+        """
         assert self.keys is not None
         assert self.values is not None
-        index = positions.to(self.keys.device)[..., None]
+        index = indices.to(self.keys.device)[..., None]
         self.keys = self.keys.gather(2, index.expand(-1, -1, -1, self.keys.shape[-1]))
         self.values = self.values.gather(2, index.expand(-1, -1, -1, self.values.shape[-1]))
-        self.dropped = length - positions.shape[-1]
+        self.dropped = length - indices.shape[-1]
 
     def get_seq_length(self) -> int:
-        """Tokens of the sequence so far, dropped ones included."""
+        """Number of tokens in the sequence so far, evicted ones included."""
         return int(super().get_seq_length()) + self.dropped
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """What the mask must cover: the kept pairs and the new ones, which end where the sequence ends."""
+        """(width, offset) of the attention mask: kept pairs and new tokens, which end where the sequence ends."""
         return self.get_seq_length() + query_length - self.dropped, self.dropped
 
 
 class KeptPromptLayer(DynamicLayer):
-    """A layer whose `keys` and `values` are those of tokens after the prompt; what it kept of the prompt is apart."""
+    """Cache layer whose `keys` and `values` hold tokens after the prompt; the prompt's kept pairs are stored apart."""
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens; none of the prompt's."""
+        """Remove the last tokens; prompt tokens cannot be removed."""
         if self.keys is not None and abs(tokens_to_remove) > self.keys.shape[2]:
             raise ValueError(f"only the {self.keys.shape[2]} tokens after the prompt can be removed from the cache")
         super().crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """As `batch_select_indices`."""
+        """Reorder the rows of the batch, as `batch_select_indices`."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -51,5 +56,5 @@ class KeptPromptLayer(DynamicLayer):
         self.batch_select_indices(torch.arange(len(self.keys)).repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Not possible: what was dropped cannot come back."""
+        """Not supported: evicted pairs cannot be restored."""
         raise NotImplementedError("a cache with dropped pairs cannot be used again; prefill a new one")

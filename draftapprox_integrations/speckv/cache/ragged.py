@@ -1,8 +1,8 @@
-"""KV pairs of which every head keeps its own number: held without padding, attended to exactly.
+"""Ragged KV cache: each head keeps its own number of pairs, stored without padding.
 
-A model's own attention wants dense keys, as many for every head. So decoding goes on with the model's attention view:
-what `RaggedLayer.update` returns in place of keys is the layer itself, which the view's attention function lets attend.
-Nothing is global: any number of threads may decode with caches of their own.
+A model's own attention needs equally many keys for every head. So decoding uses the model's attention view:
+`RaggedLayer.update` returns the layer itself instead of keys, and the view's attention function calls `attend` on it.
+There is no global state: any number of threads may decode with caches of their own.
 """
 
 from __future__ import annotations
@@ -22,59 +22,59 @@ from .evicted import KeptPromptLayer
 
 
 class RaggedLayer(KeptPromptLayer):
-    """The kept pairs of a prompt, and all pairs of the tokens that come later.
+    """Cache layer with ragged kept pairs of the prompt and dense pairs of later tokens.
 
     Args:
         keys, values: [batch, kv_heads, at least tokens, head_dim].
-        keep: bool [batch, kv_heads, tokens], True at what is kept.
+        keep: bool [batch, kv_heads, tokens], True at kept pairs.
 
     Attributes:
-        kept_keys, kept_values: [pairs, head_dim], the kept pairs of all rows and heads one after the other.
-        lengths: How many of them each head of each row has; batch * kv_heads numbers.
+        kept_keys, kept_values: [pairs, head_dim], the kept pairs of all rows and heads, concatenated.
+        lengths: Number of kept pairs of each head of each row; batch * kv_heads numbers.
         keys, values: [batch, kv_heads, later tokens, head_dim].
     """
 
     def __init__(self, keys: Tensor, values: Tensor, keep: Tensor):
         super().__init__()  # type: ignore[no-untyped-call]
-        self._before = keep.shape[-1]
+        self._prompt_length = keep.shape[-1]
         keep = keep.to(keys.device)
-        self.kept_keys, self.kept_values = keys[:, :, : self._before][keep], values[:, :, : self._before][keep]
+        self.kept_keys, self.kept_values = keys[:, :, : self._prompt_length][keep], values[:, :, : self._prompt_length][keep]
         self.lengths: list[int] = keep.sum(dim=-1).flatten().tolist()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys: Tensor = keys.new_empty(*keys.shape[:2], 0, keys.shape[-1])
         self.values: Tensor = values.new_empty(*values.shape[:2], 0, values.shape[-1])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Add new tokens; what is to attend to all pairs, twice."""
+        """Append new tokens and return the layer itself in place of keys and of values."""
         super().update(key_states, value_states)
         return self, self
 
     def attend(self, query: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Attention of the newest tokens to the kept pairs, all of them, and to later tokens as `mask` allows.
+        """Compute the newest tokens' attention to all kept pairs, and to later tokens as `mask` allows.
 
         Args:
             query: [batch, heads, new tokens, head_dim].
             mask: [batch, 1, new tokens, later tokens], or None (causal, nothing padded).
-            scaling: factor of query @ key.
+            scaling: Factor of query @ key.
 
         Returns:
             [batch, new tokens, heads, head_dim].
         """
         lengths = [kept + self.keys.shape[2] for kept in self.lengths]
-        keys = _joined(self.kept_keys, self.lengths, self.keys)
-        values = _joined(self.kept_values, self.lengths, self.values)
+        keys = _concatenate(self.kept_keys, self.lengths, self.keys)
+        values = _concatenate(self.kept_values, self.lengths, self.values)
         kernel = varlen_kernel(query, mask)
         if kernel is not None:
             return attend_varlen(kernel, query, keys, values, lengths, scaling)
         return attend_per_head(query, keys, values, lengths, mask, scaling)
 
     def get_seq_length(self) -> int:
-        """Tokens of the sequence so far, dropped ones included."""
-        return self.keys.shape[2] + self._before
+        """Number of tokens in the sequence so far, evicted ones included."""
+        return self.keys.shape[2] + self._prompt_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """What the mask must cover: later tokens only. No query is before a kept pair, and no kept pair is padding."""
-        return self.keys.shape[2] + query_length, self._before
+        """(width, offset) of the attention mask: later tokens only, because every query may attend to all kept pairs."""
+        return self.keys.shape[2] + query_length, self._prompt_length
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""
@@ -88,16 +88,16 @@ class RaggedLayer(KeptPromptLayer):
 
 
 def decoding_model(model: PreTrainedModel, cache: DynamicCache | None) -> PreTrainedModel:
-    """The model whose `generate` can go on from `cache`: `model` itself, or its view where layers are ragged."""
+    """Return the model to continue from `cache` with: `model` itself, or its attention view for ragged layers."""
     if cache is None or not any(isinstance(layer, RaggedLayer) for layer in cache.layers):
         return model
     view = attention_view(model)
-    view.generation_config = model.generation_config  # not the copy of the day the view was made
+    view.generation_config = model.generation_config  # the view's copy may be outdated
     return view
 
 
-def _joined(kept: Tensor, lengths: list[int], later: Tensor) -> Tensor:
-    """[pairs, head_dim]: what each head of each row kept, followed by its later tokens."""
+def _concatenate(kept: Tensor, lengths: list[int], later: Tensor) -> Tensor:
+    """Concatenate each head's kept pairs with its later tokens, for all rows: [pairs, head_dim]."""
     pieces = zip(kept.split(lengths), later.flatten(0, 1), strict=True)
     return torch.cat([part for pair in pieces for part in pair])
 
@@ -105,14 +105,15 @@ def _joined(kept: Tensor, lengths: list[int], later: Tensor) -> Tensor:
 def attend_per_head(
     query: Tensor, keys: Tensor, values: Tensor, lengths: list[int], mask: Tensor | None, scaling: float
 ) -> Tensor:
-    """SDPA for one KV head of one row after the other.
+    """Compute SDPA one KV head of one row at a time.
 
     Args:
         query: [batch, heads, new tokens, head_dim].
         keys, values: [sum of lengths, head_dim].
-        lengths: pairs of each KV head of each row; the new tokens' own are the last.
-        mask: [batch, 1, new tokens, any], for the last pairs of each; those before are seen by all. None: causal.
-        scaling: factor of query @ key.
+        lengths: Number of pairs of each KV head of each row; the new tokens' pairs come last.
+        mask: [batch, 1, new tokens, any], for the last pairs of each head; earlier pairs are visible to all queries. None:
+            causal.
+        scaling: Factor of query @ key.
 
     Returns:
         [batch, new tokens, heads, head_dim].
@@ -122,21 +123,21 @@ def attend_per_head(
     if mask is None and tokens > 1:
         mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().expand(batch, 1, -1, -1)
     rows = query.unflatten(1, (kv_heads, -1)).flatten(0, 1)  # [batch * kv_heads, group, tokens, head_dim]
-    if tokens == 1:  # the group's queries as if they were tokens: their pairs are read once, not once for each
+    if tokens == 1:  # treat the group's queries as tokens, so that their shared pairs are read once
         rows = rows.transpose(1, 2)
-    found = []
+    outputs = []
     for i, (key, value) in enumerate(zip(keys.split(lengths), values.split(lengths), strict=True)):
-        seen = None
+        allowed = None
         if mask is not None:
             ones = float(mask.dtype == torch.bool)
-            seen = F.pad(mask[i // kv_heads, 0], (lengths[i] - mask.shape[-1], 0), value=ones)
+            allowed = F.pad(mask[i // kv_heads, 0], (lengths[i] - mask.shape[-1], 0), value=ones)
         shape = (1, rows.shape[1], -1, -1)
-        found.append(
+        outputs.append(
             F.scaled_dot_product_attention(
-                rows[i : i + 1], key.expand(shape), value.expand(shape), attn_mask=seen, scale=scaling
+                rows[i : i + 1], key.expand(shape), value.expand(shape), attn_mask=allowed, scale=scaling
             )
         )
-    out = torch.cat(found)
+    out = torch.cat(outputs)
     if tokens == 1:
         out = out.transpose(1, 2)
     return out.reshape(batch, heads, tokens, -1).transpose(1, 2)
@@ -145,7 +146,7 @@ def attend_per_head(
 def attend_varlen(
     kernel: Callable[..., Any], query: Tensor, keys: Tensor, values: Tensor, lengths: list[int], scaling: float
 ) -> Tensor:
-    """All heads in one call of flash-attn's `flash_attn_varlen_func`: each is a sequence with one KV head.
+    """Compute all heads in one call of flash-attn's `flash_attn_varlen_func`, each as a sequence with one KV head.
 
     Arguments as for `attend_per_head`, without a mask: causal, the new tokens last.
     """
@@ -169,7 +170,7 @@ def attend_varlen(
 
 
 def varlen_kernel(query: Tensor, mask: Tensor | None) -> Callable[..., Any] | None:
-    """flash-attn's kernel, where it is installed and can compute this."""
+    """Return flash-attn's kernel if it is installed and supports this input, else None."""
     if mask is not None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return None
     return _flash_attn()
