@@ -95,7 +95,7 @@ def measure(
     for name in methods:
         guess = full[:0] if name == "SnapKV" else full
         if name == "SpecKV self":
-            guess = SelfLookahead(model).guess(ids, mask, new)[0]
+            guess = SelfLookahead(model).draft(ids, mask, new)[0]
         for capacity in capacities:
             config = SpecKVConfig(max_capacity_prompt=capacity, **(SNAPKV if name == "SnapKV" else {}))
             cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)

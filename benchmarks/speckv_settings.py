@@ -107,7 +107,7 @@ def _one(
     full = model.model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[0, ids.shape[1] :]  # type: ignore[operator]
     whole = torch.cat([ids, full[None]], dim=1)
     reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
-    guess = SelfLookahead(model).guess(ids, mask, new)[0] if own else full
+    guess = SelfLookahead(model).draft(ids, mask, new)[0] if own else full
     cases: list[tuple[str, SpecKVConfig, torch.Tensor]] = []
     if lengths:
         config = SpecKVConfig(max_capacity_prompt=capacities[0])

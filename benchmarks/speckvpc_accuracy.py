@@ -79,7 +79,7 @@ def measure(
     row["full"], tokens = right(SpecKV(model, None, UNLIMITED), question.passages)
     specpc = SpecPCConfig(max_capacity_prompt=int(ratio * tokens))
     for capacity in capacities:
-        cascade = SpecKVPCConfig(specpc=specpc, speckv=SpecKVConfig(max_capacity_prompt=capacity))
+        cascade = SpecKVPCConfig(specpc_config=specpc, speckv_config=SpecKVConfig(max_capacity_prompt=capacity))
         row[f"tokens, {capacity}"], _ = right(SpecKV(model, model, cascade), question.passages)
     kept = SpecPC(model).compress(question.passages, question.text, ratio=ratio)
     texts = [passage.text for passage in kept.passages if passage.text]

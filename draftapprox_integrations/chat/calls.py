@@ -82,7 +82,7 @@ def prepare_chat(
         options["logits_processor"] = [JsonConstraint(engine.target, enforced)]
     text = render_chat(tokenizer, messages, tools, **(template_options or {}))
     if isinstance(engine.config, SpecKVPCConfig | SpecPCConfig):
-        specpc = engine.config.specpc if isinstance(engine.config, SpecKVPCConfig) else engine.config
+        specpc = engine.config.specpc_config if isinstance(engine.config, SpecKVPCConfig) else engine.config
         ids, protected = protect_short_messages(tokenizer, text, messages, specpc.max_capacity_prompt)
         options["protected"] = [protected]
     else:

@@ -81,7 +81,7 @@ class _PatchedGenerate:
         if batch.input_ids.shape[1] != ids.shape[1]:  # max_length would count the shorter prompt
             options["max_new_tokens"] = max_new_tokens
         model = decoding_model(self._model, batch.cache)
-        output = type(model).generate(  # type: ignore[operator]
+        output = type(model).generate(  # type: ignore[attr-defined]
             model,
             input_ids=batch.input_ids.to(ids.device),
             attention_mask=batch.attention_mask.to(ids.device),
@@ -99,8 +99,9 @@ class _PatchedGenerate:
 def _ids_and_mask(
     inputs: Tensor | Mapping[str, Tensor] | None, input_ids: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if isinstance(inputs, Mapping):
-        inputs, mask = inputs["input_ids"], inputs.get("attention_mask", mask)
+    if inputs is not None and not isinstance(inputs, Tensor):
+        mask = inputs.get("attention_mask", mask)
+        inputs = inputs["input_ids"]
     ids = inputs if input_ids is None else input_ids
     if ids is None or ids.dim() != 2:
         raise InvalidInputError("generate needs input_ids of shape [batch, tokens]")

@@ -34,7 +34,8 @@ class PreparedBatch:
     """Input of `model.generate`, after prompt compression and prefill.
 
     Attributes:
-        input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; shorter than the prompts after SpecPC.
+        input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; after SpecPC shorter than
+            the prompts.
         position_ids: LongTensor [batch, tokens], or None where positions are consecutive.
         cache: The prefilled cache after eviction, or None where every prompt fits.
         lookahead_ids: Per row the drafted tokens, LongTensor [any]; empty where nothing is evicted.
@@ -304,7 +305,7 @@ def _specpc_draft(target: LoadedModel, draft: LoadedModel | None) -> LoadedModel
 
 
 def _protected_mask(requests: Sequence[Request], mask: Tensor) -> Tensor | None:
-    """bool [batch, tokens], True where a request protects a token; None where none does."""
+    """Bool [batch, tokens], True where a request protects a token; None where none does."""
     if not any(request.protected for request in requests):
         return None
     protected = torch.zeros(mask.shape, dtype=torch.bool)

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 
-from ..config import Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
-from ..engine.engine import Config, SpecKV
+from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from ..engine.engine import SpecKV
 from ..engine.registry import FULL, DraftSpec, Method, as_method, shared_engine
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
@@ -55,7 +55,7 @@ class EngineReference(Reference):
         model: ModelSpec | SpecKV,
         draft: DraftSpec = "self",
         method: Method | None = None,
-        config: Config | dict[str, Any] | None = None,
+        config: MethodConfig | dict[str, Any] | None = None,
         positions: Positions = "renumber",
         max_batch_size: int = 8,
         loading: dict[str, Any] | None = None,
@@ -69,7 +69,7 @@ class EngineReference(Reference):
                     "a shared SpecKV brings its own draft, config and positions; pass a model to set others"
                 )
             method = "full" if model.config == FULL else method
-            config, positions = model.config, getattr(model, "positions", "renumber")
+            config, positions = model.config, model.positions
             draft = "self" if model.draft_name == "self" else model.draft
             model = model.target
         self.method, self._config = as_method(method, config)
@@ -112,8 +112,10 @@ class EngineReference(Reference):
         target = self._model if name == self.model_name else name
         check_named("model", target)
         check_named("draft", self._draft)
-        options: dict[str, Any] = {} if self.positions == "renumber" else {"positions": self.positions}
-        return shared_engine(target, self._draft, self._config, self.max_batch_size, **options, **self.loading)
+        return shared_engine(
+            target, self._draft, self._config,
+            positions=self.positions, max_batch_size=self.max_batch_size, **self.loading,
+        )  # fmt: skip
 
     def __reduce__(self) -> tuple[type[EngineReference], tuple[Any, ...]]:
         names = (self.model_name, self.draft_name)
@@ -181,7 +183,7 @@ class SpecKVBase(BaseModel):
         *,
         draft: DraftSpec = "self",
         method: Method | None = None,
-        config: Config | dict[str, Any] | None = None,
+        config: MethodConfig | dict[str, Any] | None = None,
         positions: Positions = "renumber",
         max_tokens: int = 256,
         temperature: float = 0.0,
@@ -218,7 +220,7 @@ class SpecKVBase(BaseModel):
         self._reference = reference
 
     @field_serializer("config")
-    def _config_as_dict(self, config: Config | None) -> dict[str, Any] | None:
+    def _config_as_dict(self, config: MethodConfig | None) -> dict[str, Any] | None:
         return None if config is None else asdict(config)
 
     def load(self) -> SpecKV:

@@ -1,8 +1,8 @@
 """Which models can be observed exactly. The others are refused with an error: they must never be silently wrong.
 
 Three nets, one behind the other: the model (`check_model`), each call of its attention (`check_call`), and each pass
-(`Reports`). None of them knows a model's name; `tests/integration/models/test_families.py` casts them over every family of transformers,
-docs/families.md has the result.
+(`Reports`). None of them knows a model's name; `tests/integration/models/test_families.py` casts them over every family
+of transformers, docs/families.md has the result.
 """
 
 from __future__ import annotations

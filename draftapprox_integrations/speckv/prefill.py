@@ -88,7 +88,10 @@ class Evictor:
             cached.record_past = False
             assert cached.keys is not None
             assert cached.values is not None
-            cached.keys, cached.values = cached.keys.clone(), cached.values.clone()  # a slice would keep all of it alive
+            cached.keys, cached.values = (
+                cached.keys.clone(),
+                cached.values.clone(),
+            )  # a slice would keep all alive
         if layer == self._last_layer:
             raise StopForward
         return attend

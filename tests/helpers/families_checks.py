@@ -19,7 +19,7 @@ from draftapprox_integrations.errors import UnsupportedModelError
 from draftapprox_integrations.models.attention import attention_view, share_weights
 from draftapprox_integrations.models.loading import pad_left
 from draftapprox_integrations.speckv.cache.ragged import decoding_model
-from draftapprox_integrations.speckv.prefill import _Evictor, prefill
+from draftapprox_integrations.speckv.prefill import Evictor, prefill
 from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 from tests.helpers.families import tiny_model
 from tests.unit.models.test_attention import eager_importance
@@ -114,8 +114,8 @@ def check_adaptive(name: str) -> None:
 
 def assert_exact(model: PreTrainedModel, config: SpecKVConfig) -> None:
     ids, mask = pad_left(prompts())
-    guesses = [torch.tensor([5, 6, 7, 8, 9, 10]), torch.tensor([11, 12])]
-    cache, evictor = prefill(attention_view(model), ids, mask, guesses, config)
+    lookahead = [torch.tensor([5, 6, 7, 8, 9, 10]), torch.tensor([11, 12])]
+    cache, evictor = prefill(attention_view(model), ids, mask, lookahead, config)
     assert len(evictor.kept) > 0
     out = decoding_model(model, cache).generate(
         ids, attention_mask=mask, past_key_values=cache, output_logits=True, return_dict_in_generate=True, **GENERATE
@@ -127,12 +127,12 @@ def assert_exact(model: PreTrainedModel, config: SpecKVConfig) -> None:
 
 
 @torch.no_grad()
-def masked_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, evictor: _Evictor | None) -> Tensor:
+def masked_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, evictor: Evictor | None) -> Tensor:
     """Logits [batch, new, vocabulary] of a full forward pass whose last tokens see the kept part of the prompt."""
     prompt = mask.shape[1]
     mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - prompt, dtype=torch.long)], dim=1)
     if evictor is not None:
-        kept = {layer: as_positions(places) for layer, places in evictor.kept.items()}
+        kept = {layer: as_indices(kept) for layer, kept in evictor.kept.items()}
         KEPT.update({layer: (kept[owner], prompt) for layer, owner in owners(model).items() if owner in kept})
     try:
         other = with_attention(model, "test_sdpa_masked")
@@ -142,8 +142,8 @@ def masked_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, evictor: _E
     return out.logits[:, prompt - 1 : -1]
 
 
-def as_positions(kept: Tensor) -> Tensor:
-    """Budgets per head (bool [batch, kv_heads, tokens]) as positions; short ones repeat the last, which all keep."""
+def as_indices(kept: Tensor) -> Tensor:
+    """Budgets per head (bool [batch, kv_heads, tokens]) as indices; short ones repeat the last, which all keep."""
     if kept.dtype != torch.bool:
         return kept
     return torch.arange(kept.shape[2]).where(kept, kept.shape[2] - 1)
@@ -161,14 +161,14 @@ def owners(model: PreTrainedModel) -> dict[int, int]:
 
 
 def check_speckvpc(name: str) -> None:
-    """The cascade writes what SpecPC's choice, given to SpecKV with SpecPC's guess, makes most likely."""
+    """The cascade's tokens are the most likely ones after SpecPC's selection and SpecKV's eviction."""
     model, rows = model_of(name), prompts()
-    config = SpecKVPCConfig(specpc=SPECPC, speckv=SPECKV)
+    config = SpecKVPCConfig(specpc_config=SPECPC, speckv_config=SPECKV)
     found = SpecKV(model, model, config).generate(rows, max_new_tokens=NEW)
-    chosen = SpecPC(model, SPECPC).select(*pad_left(rows))
-    places = [row - (max(LENGTHS) - length) for row, length in zip(chosen.indices, LENGTHS, strict=True)]
-    short, mask = pad_left([torch.tensor(row)[keep].tolist() for row, keep in zip(rows, places, strict=True)])
-    _, evictor = prefill(attention_view(model), short, mask, chosen.lookahead_ids, SPECKV)
+    selection = SpecPC(model, SPECPC).select(*pad_left(rows))
+    indices = [row - (max(LENGTHS) - length) for row, length in zip(selection.indices, LENGTHS, strict=True)]
+    short, mask = pad_left([torch.tensor(row)[keep].tolist() for row, keep in zip(rows, indices, strict=True)])
+    _, evictor = prefill(attention_view(model), short, mask, selection.lookahead_ids, SPECKV)
     written = torch.tensor([result.token_ids for result in found])
     expected = masked_logits(model, torch.cat([short, written], dim=1), mask, evictor)
     assert written.tolist() == expected.argmax(-1).tolist()

@@ -1,5 +1,6 @@
 """What the tests of both frameworks' LLM classes share: settings, a prompt, and the engine called directly."""
 
+import time
 from typing import Any
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig
@@ -13,3 +14,11 @@ LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. " 
 def direct(model: LoadedModel, prompt: str, **options: Any) -> Generation:
     """What the engine writes."""
     return SpecKV(model, "self", TIGHT).generate(prompt, **{"max_new_tokens": 8, **options})[0]
+
+
+def wait_until_idle(engine: SpecKV, seconds: float = 60) -> None:
+    """Return once the engine has nothing to do; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not engine.is_idle:
+        assert time.monotonic() < deadline, "the engine is still busy"
+        time.sleep(0.002)

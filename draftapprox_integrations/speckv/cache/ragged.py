@@ -38,7 +38,10 @@ class RaggedLayer(KeptPromptLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         self._prompt_length = keep.shape[-1]
         keep = keep.to(keys.device)
-        self.kept_keys, self.kept_values = keys[:, :, : self._prompt_length][keep], values[:, :, : self._prompt_length][keep]
+        self.kept_keys, self.kept_values = (
+            keys[:, :, : self._prompt_length][keep],
+            values[:, :, : self._prompt_length][keep],
+        )
         self.lengths: list[int] = keep.sum(dim=-1).flatten().tolist()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys: Tensor = keys.new_empty(*keys.shape[:2], 0, keys.shape[-1])
@@ -73,7 +76,7 @@ class RaggedLayer(KeptPromptLayer):
         return self.keys.shape[2] + self._prompt_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(width, offset) of the attention mask: later tokens only, because every query may attend to all kept pairs."""
+        """(width, offset) of the attention mask: later tokens only, as every query may attend to all kept pairs."""
         return self.keys.shape[2] + query_length, self._prompt_length
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -111,8 +114,8 @@ def attend_per_head(
         query: [batch, heads, new tokens, head_dim].
         keys, values: [sum of lengths, head_dim].
         lengths: Number of pairs of each KV head of each row; the new tokens' pairs come last.
-        mask: [batch, 1, new tokens, any], for the last pairs of each head; earlier pairs are visible to all queries. None:
-            causal.
+        mask: [batch, 1, new tokens, any], for the last pairs of each head; all queries may attend to earlier ones.
+            None: causal.
         scaling: Factor of query @ key.
 
     Returns:

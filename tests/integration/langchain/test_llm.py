@@ -121,7 +121,7 @@ def test_methods(tiny):
     cases = {
         "full": (None, None),
         "specpc": (specpc, 64),
-        "speckvpc": (SpecKVPCConfig(specpc=specpc, speckv=TIGHT), 32),
+        "speckvpc": (SpecKVPCConfig(specpc_config=specpc, speckv_config=TIGHT), 32),
         "speckv": (TIGHT, 32),
     }
     for method, (config, kept) in cases.items():

@@ -38,8 +38,8 @@ def test_the_table_has_every_family_once():
     missing = sorted(set(INSTALLED) - set(names))
     assert not missing, (
         f"transformers has families that {TABLE.name} lacks: {', '.join(missing)}. Try them with `python -m "
-        "tests.helpers.families NAME ...`, add each to the group whose outcome it has (sizes that do not fit a tiny model "
-        "go to tests/helpers/families.py), then run `make families`. What gives wrong numbers needs a check in "
+        "tests.helpers.families NAME ...`, add each to the group whose outcome it has (sizes that do not fit a tiny "
+        "model go to tests/helpers/families.py), then run `make families`. What gives wrong numbers needs a check in "
         "compatibility.py."
     )
     assert set(METHODS) == set(CHECKS)

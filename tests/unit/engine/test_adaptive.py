@@ -13,7 +13,7 @@ from draftapprox_integrations.llama_index import SpecKVLLM
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache.ragged import RaggedLayer, decoding_model
 from draftapprox_integrations.speckv.prefill import prefill
-from draftapprox_integrations.speckv.scores import choose_kv, share_kv
+from draftapprox_integrations.speckv.scores import select_adaptive, select_uniform
 from tests.unit.engine.test_golden import CASES
 from tests.unit.speckv.test_prefill import batch_of, model_of
 
@@ -32,7 +32,7 @@ def naive(pooled, capacity, window, floor_alpha):
     floor = math.ceil(round(floor_alpha * (capacity - window), 6))
     kept = [set(sorted(range(before), key=lambda p: -pooled[h][p])[:floor]) for h in range(heads)]
     others = [(h, p) for h in range(heads) for p in range(before) if p not in kept[h]]
-    for h, p in sorted(others, key=lambda place: -pooled[place[0]][place[1]])[: heads * (capacity - window - floor)]:
+    for h, p in sorted(others, key=lambda pair: -pooled[pair[0]][pair[1]])[: heads * (capacity - window - floor)]:
         kept[h].add(p)
     return [sorted(kept[h] | set(range(before, before + window))) for h in range(heads)]
 
@@ -51,9 +51,9 @@ def test_the_choice_equals_a_loop_alone_and_in_a_padded_batch(data):
     columns = torch.arange(longest - 1)
     for row, n in enumerate(lengths):
         pooled[row, :, : max(0, longest - n)] = -torch.inf
-    keep = share_kv(pooled, torch.tensor(lengths), capacity, window, alpha)
+    keep = select_adaptive(pooled, torch.tensor(lengths), capacity, window, alpha)
     assert (keep.dtype, keep.shape) == (torch.bool, (len(lengths), heads, longest - 1))
-    uniform = choose_kv(pooled, torch.tensor(lengths), capacity, window)
+    uniform = select_uniform(pooled, torch.tensor(lengths), capacity, window)
     for row, n in enumerate(lengths):
         pad = longest - n
         found = [(columns[keep[row, head]] - pad).tolist() for head in range(heads)]
@@ -66,14 +66,14 @@ def test_the_choice_equals_a_loop_alone_and_in_a_padded_batch(data):
         assert all(set(range(n - 1 - window, n - 1)) <= set(positions) for positions in found)
         if alpha == 1:
             assert found == (uniform[row] - pad).tolist()
-        alone = share_kv(pooled[row : row + 1, :, pad:], torch.tensor([n]), capacity, window, alpha)
+        alone = select_adaptive(pooled[row : row + 1, :, pad:], torch.tensor([n]), capacity, window, alpha)
         assert torch.equal(alone[0], keep[row, :, pad:])
 
 
 @pytest.mark.parametrize(("alpha", "beyond", "floor"), [(0.2, 6, 2), (0.07, 100, 7), (0, 9, 0), (0.01, 9, 1)])
 def test_a_head_nothing_attends_to_gets_the_floor(alpha, beyond, floor):
     pooled = torch.stack([torch.zeros(300), torch.ones(300)])[None]
-    keep = share_kv(pooled, torch.tensor([304]), beyond + 3, 3, alpha)
+    keep = select_adaptive(pooled, torch.tensor([304]), beyond + 3, 3, alpha)
     assert keep.sum(-1).tolist() == [[floor + 3, 2 * beyond - floor + 3]]
 
 
@@ -82,10 +82,10 @@ def test_with_a_floor_of_one_the_recorded_cases_stay_as_they_are(golden, name):
     case = golden.case(name)
     config = SpecKVConfig(**case["config"], head_budgets="adaptive", floor_alpha=1)
     target = golden.model(case["target_model"])
-    ids, guess = torch.tensor([case["prompt_ids"]]), torch.tensor(case["expected"]["lookahead_ids"])
+    ids, lookahead = torch.tensor([case["prompt_ids"]]), torch.tensor(case["expected"]["lookahead_ids"])
     view = attention_view(target)
-    cache, evictor = prefill(view, ids, torch.ones_like(ids), [guess], config)
-    uniform, expected = prefill(view, ids, torch.ones_like(ids), [guess], SpecKVConfig(**case["config"]))
+    cache, evictor = prefill(view, ids, torch.ones_like(ids), [lookahead], config)
+    uniform, expected = prefill(view, ids, torch.ones_like(ids), [lookahead], SpecKVConfig(**case["config"]))
     for layer, positions in expected.kept.items():
         assert [row.nonzero().flatten().tolist() for row in evictor.kept[layer][0]] == positions[0].tolist()
         assert torch.equal(cache.layers[layer].kept_keys, uniform.layers[layer].keys.flatten(0, 2))
@@ -180,9 +180,9 @@ def test_the_model_is_left_alone(pair):
 
 
 def test_the_bytes_held_after_generate_are_those_of_kept_and_written_tokens(pair):
-    ids, mask, guesses = batch_of((40, 29, 33))
+    ids, mask, lookahead = batch_of((40, 29, 33))
     model = model_of("llama")
-    cache, evictor = prefill(attention_view(model), ids, mask, guesses, ADAPTIVE)
+    cache, evictor = prefill(attention_view(model), ids, mask, lookahead, ADAPTIVE)
     decoder = decoding_model(model, cache)
     decoder.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=6, do_sample=False, pad_token_id=0)
     for layer, kept in evictor.kept.items():
@@ -204,8 +204,8 @@ def test_threads_with_other_settings_do_not_meet():
     ]
 
     def run(config):
-        ids, mask, guesses = batch_of((40, 29, 33))
-        cache, _ = prefill(view, ids, mask, guesses, config)
+        ids, mask, lookahead = batch_of((40, 29, 33))
+        cache, _ = prefill(view, ids, mask, lookahead, config)
         options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
         out = decoding_model(model, cache).generate(ids, attention_mask=mask, past_key_values=cache, **options)
         return out.tolist(), [isinstance(layer, RaggedLayer) for layer in cache.layers]
@@ -228,12 +228,14 @@ def test_threads_with_other_settings_do_not_meet():
 def test_the_drop_in_writes_what_the_engine_writes(pair, cascade):
     config = ADAPTIVE
     if cascade:
-        config = SpecKVPCConfig(specpc=SpecPCConfig(max_capacity_prompt=60, window_size=8), speckv=ADAPTIVE)
+        config = SpecKVPCConfig(
+            specpc_config=SpecPCConfig(max_capacity_prompt=60, window_size=8), speckv_config=ADAPTIVE
+        )
     target, draft = pair
     ids = torch.tensor([target.tokenizer(LONG)["input_ids"]])
     before = set(target.model.__dict__)
-    with patch_model(target.model, draft.model, config) as patched:
-        out = patched.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    patched = patch_model(target.model, draft.model, config)
+    out = patched.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert out[0, ids.shape[1] :].tolist() == written(SpecKV(target, draft, config), LONG)[0]
     assert set(target.model.__dict__) == before
 

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from draftapprox_integrations import SpecKV, SpecKVConfig
 from draftapprox_integrations.engine.streams import IncrementalDetokenizer
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
+from draftapprox_integrations.speckv.lookahead import same_vocabulary
 from tests.conftest import tiny_llama
+from tests.helpers.serving import wait_until_idle
 
 ROOMY = SpecKVConfig(max_capacity_prompt=4000)
 TIGHT = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
@@ -131,11 +133,11 @@ def test_draft_and_target_may_be_one_and_a_draft_may_end_at_once(pair):
 def test_another_vocabulary(pair, embedded_model):
     target = pair[0]
     engine = SpecKV(target, embedded_model, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=5))
-    assert not engine._pipeline._lookahead.same_vocabulary
+    assert not same_vocabulary(engine.target, engine.draft)
     (found,) = engine.generate(LONG, max_new_tokens=4)
-    guess = target.tokenizer.decode(found.lookahead_ids)
-    assert guess  # what SmolLM2 wrote, spelled in the target's tokens
-    assert target.tokenizer(guess, add_special_tokens=False)["input_ids"] == found.lookahead_ids
+    drafted = target.tokenizer.decode(found.lookahead_ids)
+    assert drafted  # what SmolLM2 wrote, spelled in the target's tokens
+    assert target.tokenizer(drafted, add_special_tokens=False)["input_ids"] == found.lookahead_ids
     with pytest.raises(InvalidInputError, match="has no tokenizer"):
         SpecKV(tiny_llama(), embedded_model)
 
@@ -168,13 +170,19 @@ def test_a_stream_joins_to_the_text(pair, config, stop):
 
 def test_a_stream_that_is_closed_stops_the_model(pair):
     engine = SpecKV(*pair, TIGHT)
-    steps = []
-    handle = pair[0].model.register_forward_pre_hook(lambda *_: steps.append(1))
+    steps, closed = [], threading.Event()
+
+    def pause_until_closed(*_):
+        steps.append(1)
+        if len(steps) == 100:
+            assert closed.wait(60)
+
+    handle = pair[0].model.register_forward_pre_hook(pause_until_closed)
     stream = engine.stream(LONG, max_new_tokens=2000)
     next(stream)
     stream.close()
-    (worker,) = [thread for thread in threading.enumerate() if thread.name == "speckv-worker"]
-    worker.join(timeout=30)
+    closed.set()
+    wait_until_idle(engine)
     handle.remove()
     assert len(steps) < 200
     assert engine.generate(LONG, max_new_tokens=2)  # and it serves on
@@ -211,12 +219,12 @@ class Spelling(PreTrainedTokenizerFast):
 def test_streaming_never_sends_what_generate_would_not(pieces, stops):
     whole = "".join(pieces)
     cut = whole[: min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))]
-    reader = IncrementalDetokenizer(Spelling(pieces), tuple(stops))
+    detokenizer = IncrementalDetokenizer(Spelling(pieces), tuple(stops))
     sent = ""
     for index in range(len(pieces)):
-        sent += reader.feed(index)
+        sent += detokenizer.feed(index)
         assert cut.startswith(sent)
-    assert sent + reader.rest(cut) == cut
+    assert sent + detokenizer.flush(cut) == cut
 
 
 @pytest.mark.parametrize(

@@ -71,16 +71,17 @@ def test_the_cascade(golden, name, pad):
     case = golden.case(name)
     expected, settings = case["expected"], case["config"]
     config = SpecKVPCConfig(
-        specpc=SpecPCConfig(**settings["specpc_config"]), speckv=SpecKVConfig(**settings["speckv_config"])
+        specpc_config=SpecPCConfig(**settings["specpc_config"]),
+        speckv_config=SpecKVConfig(**settings["speckv_config"]),
     )
     target, draft = golden.model(case["target_model"]), golden.model(case["draft_model"])
     ids, mask = padded(case["prompt_ids"], pad)
     lookahead = torch.tensor(expected["lookahead_ids"])
 
-    selection = SpecPC(draft, config.specpc).select(ids, mask)
+    selection = SpecPC(draft, config.specpc_config).select(ids, mask)
     assert [(row - pad).tolist() for row in selection.indices] == [expected["selected_indices"]]
     short = ids[:, selection.indices[0]]
-    _, evictor = prefill(attention_view(target), short, torch.ones_like(short), [lookahead], config.speckv)
+    _, evictor = prefill(attention_view(target), short, torch.ones_like(short), [lookahead], config.speckv_config)
     assert [evictor.kept[layer][0].tolist() for layer in range(len(expected["kept_indices"]))] == expected[
         "kept_indices"
     ]
@@ -90,10 +91,10 @@ def test_the_cascade(golden, name, pad):
     assert found.token_ids == expected["output_ids"]
     assert found.usage.prompt_tokens == case["prompt_len"]
     assert found.usage.kept_prompt_tokens == len(expected["selected_indices"])
-    assert found.usage.kept_kv == config.speckv.max_capacity_prompt
+    assert found.usage.kept_kv == config.speckv_config.max_capacity_prompt
 
-    with patch_model(target, draft, config) as patched:
-        out = patched.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    patched = patch_model(target, draft, config)
+    out = patched.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert out[0].tolist() == [0] * pad + case["prompt_ids"] + expected["output_ids"]
 
 
@@ -106,11 +107,11 @@ def test_the_drop_in_of_the_papers_repository(golden):
     model, draft = golden.model(case["target_model"]), golden.model(case["draft_model"])
     ids = torch.tensor([case["prompt_ids"]])
     before = set(model.__dict__)
-    with patch_model(model, draft, SpecKVConfig(**case["config"])) as patched:
-        out = patched.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
-        more = patched.generate(
-            input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, return_dict_in_generate=True
-        )
+    patched = patch_model(model, draft, SpecKVConfig(**case["config"]))
+    out = patched.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    more = patched.generate(
+        input_ids=ids, max_new_tokens=12, do_sample=False, pad_token_id=0, return_dict_in_generate=True
+    )
     assert out[0, : ids.shape[1]].tolist() == case["prompt_ids"]
     assert out[0, ids.shape[1] :].tolist() == more.sequences[0, ids.shape[1] :].tolist()
     assert out[0, ids.shape[1] :].tolist() == case["expected"]["output_ids"]
@@ -121,8 +122,8 @@ def test_the_drop_in_of_the_papers_repository(golden):
 def test_the_drop_in_with_specpc(golden):
     case = golden.case("specpc_01")
     ids = torch.tensor([case["prompt_ids"]])
-    with patch_model(
+    patched = patch_model(
         golden.model(case["target_model"]), golden.model(case["draft_model"]), SpecPCConfig(**case["config"])
-    ) as patched:
-        out = patched.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    )
+    out = patched.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert out[0].tolist() == case["prompt_ids"] + case["expected"]["output_ids"]

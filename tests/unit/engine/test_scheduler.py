@@ -1,10 +1,11 @@
-"""Many readers, one engine: batches, fairness, cancellation, timeouts, errors, closing."""
+"""The queue: batches, fairness, cancellation, timeouts, errors, closing."""
 
 import asyncio
 import gc
 import threading
-import time
 import weakref
+from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ from draftapprox_integrations.errors import (
     InvalidInputError,
     ScoringError,
 )
+from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.results import Generation, Usage
-from tests.conftest import ticking, tiny_llama
+from tests.conftest import tiny_llama
+from tests.helpers.serving import wait_until_idle
 
 TIGHT = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
 LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. Today it is a small museum. " * 3
@@ -38,8 +41,19 @@ def prompts(count):
     return [f"{number}. {LONG[number:]}" for number in range(count)]
 
 
+@contextmanager
+def on_forward(model, hook):
+    """Call `hook()` before each forward pass of the model, in the thread that runs it."""
+    handle = model.register_forward_pre_hook(lambda *_: hook())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 async def test_32_streams_at_once_half_of_them_cancelled(pair):
     engine = SpecKV(*pair, TIGHT)
+    loop, first_piece = asyncio.get_running_loop(), asyncio.Event()
     texts = prompts(32)
     alone = [engine.generate(text, max_new_tokens=24)[0].text for text in texts]
 
@@ -47,13 +61,19 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
         found = ""
         async for piece in engine.astream(texts[number], max_new_tokens=24):
             found += piece
+            first_piece.set()
             if number % 4 == 1 and len(found) > 3:
                 break  # the reader leaves
         return found
 
-    async with ticking(0.005) as ticks:
+    def wait_for_the_loop():  # during every step of the target: fails if generating blocks the event loop
+        turned = threading.Event()
+        loop.call_soon_threadsafe(turned.set)
+        assert turned.wait(60)
+
+    with on_forward(pair[0].model, wait_for_the_loop):
         tasks = [asyncio.create_task(read(number)) for number in range(32)]
-        await asyncio.sleep(0.05)
+        await first_piece.wait()
         for number in range(3, 32, 4):
             tasks[number].cancel()  # or its task is cancelled
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=120)
@@ -61,25 +81,19 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
         assert results[number] == alone[number]
     for number in range(1, 32, 4):
         assert alone[number].startswith(results[number])
-    assert ticks() > 20  # the event loop went on all the while
-    deadline = time.monotonic() + 20
-    while engine._scheduler._thread is not None and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    assert engine._scheduler._thread is None
+        await asyncio.to_thread(wait_until_idle, engine)
     assert engine.generate(texts[0], max_new_tokens=24)[0].text == alone[0]
 
 
 def test_waiting_requests_of_one_kind_run_as_one_batch(pair):
     engine = SpecKV(*pair, TIGHT)
-    sizes = []
-    serve = engine.serve
-    engine.serve = lambda requests: sizes.append(len(requests)) or serve(requests)
     streams = engine.submit(prompts(8), max_new_tokens=5)
     streams += engine.submit(prompts(2), max_new_tokens=3, stop="e")  # other lengths and stops fit in
     streams += engine.submit(prompts(2), max_new_tokens=3, temperature=0.9, seed=1)  # repeatable, so alone
     streams += engine.submit(["short", "also short"], max_new_tokens=3)  # nothing to drop
     streams += engine.submit(prompts(2), max_new_tokens=3, repetition_penalty=1.2)
     results = [stream.result() for stream in streams]
+    sizes = Counter(result.timings["total"] for result in results).values()  # timings are those of the whole batch
     assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 8]
     assert [len(result.token_ids) for result in results[:8]] == [5] * 8
     assert all(result.timings["queued"] >= 0 for result in results)
@@ -98,27 +112,35 @@ def test_company_does_not_change_an_answer(pair):
         )  # fmt: skip
 
 
-def order_of(calls, max_batch_size=1):
-    """The order in which prompts of several calls are served; each call a list of prompt lengths."""
-    served = []
-    started = threading.Event()
+class FakePipeline:
+    """Records the first id of each prompt; its first batch lasts until all calls are queued."""
 
-    def serve(requests):
-        started.wait(10)
-        served.extend(request.ids[0] for request in requests)
+    def __init__(self):
+        self.order, self.started, self.all_queued = [], threading.Event(), threading.Event()
+
+    def run(self, requests):
+        self.started.set()
+        assert self.all_queued.wait(60)
+        self.order.extend(request.prompt_ids[0] for request in requests)
         return [Generation("", [], Usage(1, 0, 1, 1), {}, "length") for _ in requests]
 
-    worker = Scheduler(max_batch_size)
-    streams = []
+
+def order_of(calls, max_batch_size=1):
+    """The order in which the prompts of several calls run; each call is a list of prompt lengths."""
+    pipeline = FakePipeline()
+    scheduler = Scheduler(pipeline, max_batch_size)
+    streams = [Stream(Request([-1], 5, Sampling(temperature=1.0, seed=0)), None)]
+    scheduler.submit(streams)
+    assert pipeline.started.wait(60)
     for number, lengths in enumerate(calls):
         call = [Stream(Request([100 * number + i] * n, 5, Sampling()), None) for i, n in enumerate(lengths)]
         streams += call
-        worker.submit(call, serve)
-    time.sleep(0.05)  # the first is taken
-    started.set()
+        scheduler.submit(call)
+    pipeline.all_queued.set()
     for stream in streams:
         stream.result()
-    return served
+    assert pipeline.order[0] == -1
+    return pipeline.order[1:]
 
 
 def test_calls_take_turns():
@@ -135,8 +157,7 @@ async def test_a_cancelled_request_that_still_waits_is_never_run(pair):
     steps = []
     handle = pair[0].model.register_forward_pre_hook(lambda *_: steps.append(1))
     assert len((await first.result()).token_ids) == 20
-    while engine._scheduler._thread is not None:
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(wait_until_idle, engine)
     handle.remove()
     assert len(steps) <= 20
 
@@ -155,7 +176,7 @@ def test_cancelling_before_the_first_token(pair, stage):
 
     handles = [pair[1].model.register_forward_pre_hook(cancel_in_lookahead)]
     if stage == "prefill":
-        view = engine._pipeline._view
+        view = attention_view(pair[0].model)
         handles.append(view.model.layers[1].register_forward_pre_hook(lambda *_: stream.cancel()))
         handles.append(view.model.layers[2].register_forward_pre_hook(lambda *_: target_layers.append(1)))
     found = stream.result()
@@ -169,10 +190,22 @@ def test_cancelling_before_the_first_token(pair, stage):
 
 def test_a_timeout_ends_the_generation(pair):
     engine = SpecKV(*pair, TIGHT)
-    with pytest.raises(GenerationTimeoutError, match=r"longer than 0.05 s.*Raise timeout"):
-        list(engine.stream(LONG, max_new_tokens=3000, timeout=0.05))
-    with pytest.raises(GenerationTimeoutError):
-        asyncio.run(engine.agenerate(LONG, max_new_tokens=3000, timeout=0.05))
+    for generate in (
+        lambda **kw: list(engine.stream(LONG, **kw)),
+        lambda **kw: asyncio.run(engine.agenerate(LONG, **kw)),
+    ):
+        timed_out, steps = threading.Event(), []
+
+        def pause(timed_out=timed_out, steps=steps):
+            steps.append(1)
+            assert timed_out.wait(60)
+
+        with on_forward(pair[0].model, pause):
+            with pytest.raises(GenerationTimeoutError, match=r"longer than 0.05 s.*Raise timeout"):
+                generate(max_new_tokens=3000, timeout=0.05)
+            timed_out.set()
+            wait_until_idle(engine)
+        assert len(steps) <= 1
     with pytest.raises(InvalidInputError, match="timeout must be more than 0"):
         engine.submit(LONG, timeout=0)
     assert list(engine.stream(LONG, max_new_tokens=2, timeout=60))
@@ -253,10 +286,11 @@ def test_an_engine_that_nobody_holds_goes_by_itself(tiny_tokenizer):
     gone = weakref.ref(target)
     engine = SpecKV((target, tiny_tokenizer), "self", TIGHT)
     list(engine.stream(LONG, max_new_tokens=3))
-    (worker,) = [t for t in threading.enumerate() if t.name == "speckv-worker"] or [None]
-    if worker is not None:
-        worker.join(10)
-    del target, engine
+    wait_until_idle(engine)
+    for thread in threading.enumerate():  # idle a moment before its last frame is gone
+        if thread.name == "speckv-scheduler":
+            thread.join(60)
+    del target, engine, thread
     gc.collect()
     assert gone() is None
 
@@ -266,7 +300,7 @@ def test_the_target_drafts_for_itself(pair):
     config = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
     engine = SpecKV(target, "self", config)
     found = engine.generate([LONG, LONG[50:]], max_new_tokens=8)
-    # what fits 256 tokens is guessed from the whole prompt: the same as the target as its own draft
+    # at most 256 tokens are read whole: equal to the target as its own draft
     assert [g.token_ids for g in found] == [
         SpecKV(target, target, config).generate(text, max_new_tokens=8)[0].token_ids for text in (LONG, LONG[50:])
     ]
@@ -278,14 +312,14 @@ def test_the_target_drafts_for_itself(pair):
     handle.remove()
     assert len(found.lookahead_ids) == 6
     tokens = len(target.tokenizer(LONG * 10)["input_ids"])
-    assert seen[0] == tokens // 4  # it wrote the guess from a quarter of the prompt
+    assert seen[0] == tokens // 4  # it drafted from a quarter of the prompt
 
 
 @pytest.mark.parametrize("name", ["specpc", "speckvpc"])
 def test_a_shorter_prompt_for_the_target(pair, name):
     target, draft = pair
     specpc = SpecPCConfig(max_capacity_prompt=80, window_size=16)
-    config = specpc if name == "specpc" else SpecKVPCConfig(specpc=specpc, speckv=TIGHT)
+    config = specpc if name == "specpc" else SpecKVPCConfig(specpc_config=specpc, speckv_config=TIGHT)
     engine = SpecKV(target, draft, config)
     texts = [LONG, LONG[60:], LONG[:90]]
     together = engine.generate(texts, max_new_tokens=8)

@@ -13,8 +13,15 @@ from transformers import masking_utils
 from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.integrations import flex_attention as flex_utils
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, load_model
-from draftapprox_integrations.engine.patch import patch_model
+from draftapprox_integrations import (
+    SpecKV,
+    SpecKVConfig,
+    SpecKVPCConfig,
+    SpecPC,
+    SpecPCConfig,
+    load_model,
+    patch_model,
+)
 from draftapprox_integrations.errors import MissingDependencyError, ModelLoadError
 from draftapprox_integrations.models.attention import IMPLEMENTATION, attention_view
 from draftapprox_integrations.speckv.prefill import prefill
@@ -24,19 +31,23 @@ from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
 SPECKV = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
 SPECPC = {"max_capacity_prompt": 30, "window_size": 6, "kernel_size": 5}
+CASCADE = SpecKVPCConfig(specpc_config=SpecPCConfig(**SPECPC), speckv_config=SpecKVConfig(**SPECKV))
 CONFIGS = {
     "speckv": SpecKVConfig(**SPECKV),
     "full": SpecKVConfig(max_capacity_prompt=400),
     "adaptive": SpecKVConfig(**SPECKV, head_budgets="adaptive"),
     "int8": SpecKVConfig(**SPECKV, kv_quantization="int8"),
     "specpc": SpecPCConfig(**SPECPC),
-    "specpc, original": SpecPCConfig(**SPECPC, positions="original"),
-    "cascade": SpecKVPCConfig(specpc=SpecPCConfig(**SPECPC), speckv=SpecKVConfig(**SPECKV)),
-    "cascade, original": SpecKVPCConfig(
-        specpc=SpecPCConfig(**SPECPC), speckv=SpecKVConfig(**SPECKV), positions="original"
-    ),
+    "specpc, original": SpecPCConfig(**SPECPC),
+    "cascade": CASCADE,
+    "cascade, original": CASCADE,
 }
 NEW = 8
+
+
+def positions_of(name):
+    """The engine's `positions` for a name in CONFIGS."""
+    return "original" if name.endswith("original") else "renumber"
 
 
 class Kernels(ModuleType):
@@ -99,25 +110,25 @@ def rows_of(lengths):
     return ids, mask, [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def written(target, draft, config, rows):
-    """Ids and logits of each step."""
+def generated(target, draft, method, rows):
+    """Ids, and logits of each step."""
     seen = []
-    found = SpecKV(target, draft, config).generate(
+    found = SpecKV(target, draft, CONFIGS[method], positions=positions_of(method)).generate(
         rows, max_new_tokens=NEW, logits_processor=[lambda _, scores: seen.append(scores.clone()) or scores]
     )
     return [one.token_ids for one in found], torch.stack(seen)
 
 
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 25), (80, 61, 9)], ids=["one", "padded", "one fits whole"])
-@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
+@pytest.mark.parametrize("method", list(CONFIGS))
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
-def test_flash_attention_gives_what_sdpa_gives(kernels, name, config, lengths):
+def test_flash_attention_gives_what_sdpa_gives(kernels, name, method, lengths):
     _, _, rows = rows_of(lengths)
-    expected = written(model_of(name), family("qwen3", "sdpa"), config, rows)
+    expected = generated(model_of(name), family("qwen3", "sdpa"), method, rows)
     assert not kernels.calls
     target, draft = model_of(name, "flash_attention_2"), family("qwen3", "sdpa")
     draft.config._attn_implementation = "flash_attention_2"
-    found = written(target, draft, config, rows)
+    found = generated(target, draft, method, rows)
     assert found[0] == expected[0]
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
     assert target.config._attn_implementation == draft.config._attn_implementation == "flash_attention_2"
@@ -125,10 +136,10 @@ def test_flash_attention_gives_what_sdpa_gives(kernels, name, config, lengths):
 
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 25)], ids=["one", "padded"])
 def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels, lengths):
-    ids, mask, guesses = batch_of(lengths)
+    ids, mask, lookahead = batch_of(lengths)
     model = model_of("llama", "flash_attention_2")
     view = attention_view(model)
-    cache, _ = prefill(view, ids, mask, guesses, CONFIGS["speckv"])
+    cache, _ = prefill(view, ids, mask, lookahead, CONFIGS["speckv"])
     SpecPC(model, CONFIGS["specpc"]).select(ids, mask)
     assert not kernels.calls
     assert (view.config._attn_implementation, model.config._attn_implementation) == (
@@ -140,7 +151,7 @@ def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels,
     found = decode(model, cache, whole, whole_mask, [1, 1, 3, 2])  # one by one, and a second turn's longer pieces
     assert kernels.calls
     calls = len(kernels.calls)
-    again, _ = prefill(view, ids, mask, guesses, CONFIGS["speckv"])
+    again, _ = prefill(view, ids, mask, lookahead, CONFIGS["speckv"])
     torch.testing.assert_close(found, decode(view, again, whole, whole_mask, [1, 1, 3, 2]), rtol=1e-4, atol=1e-4)
     assert len(kernels.calls) == calls
 
@@ -150,15 +161,15 @@ def test_who_decodes(kernels):
     _, _, rows = rows_of((80,))
     for name, users in {"speckv": True, "specpc": True, "adaptive": False, "cascade, original": True}.items():
         kernels.calls.clear()
-        written(model_of("llama", "flash_attention_2"), family("qwen3", "sdpa"), CONFIGS[name], rows)
+        generated(model_of("llama", "flash_attention_2"), family("qwen3", "sdpa"), name, rows)
         assert bool(kernels.calls) == users, name
 
 
 @pytest.mark.parametrize("first", [0, 3])
 def test_gaps_are_one_prompt_to_flash_attention(kernels, first):
     """transformers looks in positions for several prompts in one row; the first token need not be the prompt's."""
-    ids, places = torch.arange(5, 17)[None], torch.tensor([[first, 4, 5, 9, 10, 11, 12, 13, 20, 21, 22, 23]])
-    options = {"position_ids": places, "max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    ids, positions = torch.arange(5, 17)[None], torch.tensor([[first, 4, 5, 9, 10, 11, 12, 13, 20, 21, 22, 23]])
+    options = {"position_ids": positions, "max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
     options |= {"return_dict_in_generate": True, "output_logits": True}
     expected = model_of("llama").generate(ids, **options).logits[0]
     found = model_of("llama", "flash_attention_2").generate(ids, **options).logits[0]
@@ -168,31 +179,29 @@ def test_gaps_are_one_prompt_to_flash_attention(kernels, first):
 
 def test_the_drop_in_with_flash_attention(kernels):
     ids, mask, _ = rows_of((80, 61, 25))
-    for config in CONFIGS.values():
+    for name, config in CONFIGS.items():
         out = []
         for implementation in ("sdpa", "flash_attention_2"):
             model = model_of("llama", implementation)
-            with patch_model(model, model_of("llama"), config) as patched:
-                out.append(
-                    patched.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
-                )
+            patched = patch_model(model, model_of("llama"), config, positions=positions_of(name))
+            out.append(patched.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0))
         assert torch.equal(*out)
 
 
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
-@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
-def test_eager_gives_what_sdpa_gives(config, lengths):
+@pytest.mark.parametrize("method", list(CONFIGS))
+def test_eager_gives_what_sdpa_gives(method, lengths):
     _, _, rows = rows_of(lengths)
-    expected = written(model_of("gemma3_text"), family("qwen3", "sdpa"), config, rows)
-    found = written(model_of("gemma3_text", "eager"), family("qwen3", "eager"), config, rows)
+    expected = generated(model_of("gemma3_text"), family("qwen3", "sdpa"), method, rows)
+    found = generated(model_of("gemma3_text", "eager"), family("qwen3", "eager"), method, rows)
     assert found[0] == expected[0]
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
-@pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
-def test_flex_attention_gives_what_sdpa_gives(monkeypatch, config, lengths):
+@pytest.mark.parametrize("method", list(CONFIGS))
+def test_flex_attention_gives_what_sdpa_gives(monkeypatch, method, lengths):
     # its unfused form: compiling needs a C++ compiler
     mask = masking_utils.create_block_mask
     monkeypatch.setattr(
@@ -200,8 +209,8 @@ def test_flex_attention_gives_what_sdpa_gives(monkeypatch, config, lengths):
     )
     monkeypatch.setattr(flex_utils.WrappedFlexAttention, "__call__", lambda self: flex_utils.flex_attention)
     _, _, rows = rows_of(lengths)
-    expected = written(model_of("llama"), family("qwen3", "sdpa"), config, rows)
-    found = written(model_of("llama", "flex_attention"), family("qwen3", "flex_attention"), config, rows)
+    expected = generated(model_of("llama"), family("qwen3", "sdpa"), method, rows)
+    found = generated(model_of("llama", "flex_attention"), family("qwen3", "flex_attention"), method, rows)
     assert found[0] == expected[0]
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
 

@@ -61,8 +61,8 @@ def batch_of(lengths, seed=1):
     for row, n in enumerate(lengths):
         ids[row, longest - n :] = torch.randint(0, 128, (n,), generator=generator)
         mask[row, longest - n :] = 1
-    guesses = [torch.randint(0, 128, (3 + row % 2,), generator=generator) for row in range(len(lengths))]
-    return ids, mask, guesses
+    lookahead = [torch.randint(0, 128, (3 + row % 2,), generator=generator) for row in range(len(lengths))]
+    return ids, mask, lookahead
 
 
 def positions(mask):
@@ -101,9 +101,9 @@ def decode(model, cache, ids, mask, steps):
 @pytest.mark.parametrize("lengths", [(40,), (40, 29, 33), (40, 9, 15)], ids=["one", "padded", "some fit whole"])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_logits_equal_masked_full_attention(name, lengths):
-    ids, mask, guesses = batch_of(lengths)
+    ids, mask, lookahead = batch_of(lengths)
     model = model_of(name)
-    cache, evictor = prefill(attention_view(model), ids, mask, guesses, CONFIG)
+    cache, evictor = prefill(attention_view(model), ids, mask, lookahead, CONFIG)
     assert cache.get_seq_length() == 39
     full = [layer for layer in cache.layers if isinstance(layer, EvictedLayer)]
     assert all(layer.keys.shape[2] == 14 for layer in full)
@@ -118,14 +118,14 @@ def test_logits_equal_masked_full_attention(name, lengths):
 
 
 def test_a_row_that_fits_whole_drops_nothing():
-    ids, mask, guesses = batch_of((40, 12))
-    _, evictor = prefill(attention_view(model_of("llama")), ids, mask, guesses, CONFIG)
+    ids, mask, lookahead = batch_of((40, 12))
+    _, evictor = prefill(attention_view(model_of("llama")), ids, mask, lookahead, CONFIG)
     for kept in evictor.kept.values():
         assert set(range(28, 39)) <= set(kept[1, 0].tolist())
 
 
 def test_no_more_than_one_layer_is_held_in_full():
-    ids, mask, guesses = batch_of((300,))
+    ids, mask, lookahead = batch_of((300,))
     view, sizes = attention_view(model_of("llama")), []
     from draftapprox_integrations.speckv import prefill as eviction
 
@@ -141,7 +141,7 @@ def test_no_more_than_one_layer_is_held_in_full():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eviction, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[0])
         patch.setattr(eviction.EvictedLayer, "update", update)
-        prefill(view, ids, mask, guesses, CONFIG)
+        prefill(view, ids, mask, lookahead, CONFIG)
     assert sizes == [[303], [14, 303], [14, 14, 303], [14, 14, 14, 303]]
 
 
@@ -158,11 +158,11 @@ def test_nothing_after_the_last_layers_scores_is_run():
 def test_rows_of_a_batch_choose_as_alone(reduction):
     config = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3, reduction_type=reduction)
     lengths = (40, 29, 33)
-    ids, mask, guesses = batch_of(lengths)
+    ids, mask, lookahead = batch_of(lengths)
     view = attention_view(model_of("qwen2"))
-    _, together = prefill(view, ids, mask, guesses, config)
+    _, together = prefill(view, ids, mask, lookahead, config)
     for row, n in enumerate(lengths):
-        _, alone = prefill(view, ids[row : row + 1, 40 - n :], mask[row : row + 1, 40 - n :], [guesses[row]], config)
+        _, alone = prefill(view, ids[row : row + 1, 40 - n :], mask[row : row + 1, 40 - n :], [lookahead[row]], config)
         for layer, kept in alone.kept.items():
             assert (kept[0] + 40 - n).tolist() == together.kept[layer][row].tolist()
 

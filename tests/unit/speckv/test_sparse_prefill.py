@@ -13,7 +13,7 @@ from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv import sparse_prefill
 from draftapprox_integrations.speckv.prefill import prefill
-from draftapprox_integrations.speckv.sparse_prefill import SparseAttention, choose_columns, vertical_slash
+from draftapprox_integrations.speckv.sparse_prefill import SparseAttention, select_columns, vertical_slash
 from tests.conftest import tiny_llama
 from tests.unit.speckv.test_prefill import always_a_mask, batch_of, model_of, positions
 
@@ -89,9 +89,9 @@ def test_blocks_as_they_are_in_use():
 
 def test_best_columns_in_order_and_padding_last():
     pooled = torch.tensor([[[-torch.inf, 0.1, 0.5, 0.5, 0.4]]])
-    assert choose_columns(pooled, 2).tolist() == [[[2, 3]]]
-    assert choose_columns(pooled, 3).tolist() == [[[2, 3, 4]]]
-    assert choose_columns(pooled, 9).tolist() == [[[0, 1, 2, 3, 4]]]
+    assert select_columns(pooled, 2).tolist() == [[[2, 3]]]
+    assert select_columns(pooled, 3).tolist() == [[[2, 3, 4]]]
+    assert select_columns(pooled, 9).tolist() == [[[0, 1, 2, 3, 4]]]
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -106,7 +106,7 @@ def test_a_layers_attention_with_padding_and_tail(monkeypatch, padded):
     for row, length in enumerate(lengths):
         real[row, prompt - length :] = True
         if padded:
-            real[row, total - row :] = False  # guesses that ended early
+            real[row, total - row :] = False  # lookaheads that ended early
         pooled[row, :, : prompt - length] = -torch.inf
         columns = pooled[row].argsort(descending=True)[:, :size]
         wide = length if length < window + size else window
@@ -115,7 +115,7 @@ def test_a_layers_attention_with_padding_and_tail(monkeypatch, padded):
     allowed &= real[:, None, None]
     mask = (real[:, None, None] & torch.ones(total, total, dtype=torch.bool).tril()) if padded else None
     starts = [prompt - length for length in lengths]
-    sparse = SparseAttention(choose_columns(pooled, size), starts, lengths, body, window, size, mask, 0.3)
+    sparse = SparseAttention(select_columns(pooled, size), starts, lengths, body, window, size, mask, 0.3)
     found = sparse(query, key, value)
     assert found.isfinite().all()
     expected = attend(query, key, value, allowed, 0.3).transpose(1, 2)
@@ -147,15 +147,15 @@ AttentionMaskInterface.register("test_sdpa_sparse", always_a_mask)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
 def test_scores_equal_a_model_whose_attention_is_masked(monkeypatch, name, lengths):
     monkeypatch.setattr(sparse_prefill, "BLOCK", 16)
-    ids, mask, guesses = batch_of(lengths)
-    _, evictor = prefill(attention_view(model_of(name)), ids, mask, guesses, SPARSE)
+    ids, mask, lookahead = batch_of(lengths)
+    _, evictor = prefill(attention_view(model_of(name)), ids, mask, lookahead, SPARSE)
     assert sorted(evictor.scores) == ([1, 3] if name == "gemma3_text" else [0, 1, 2, 3])
     body = 60 - 5
-    longest = max(len(guess) for guess in guesses)
+    longest = max(len(tokens) for tokens in lookahead)
     more = torch.zeros(len(lengths), longest, dtype=torch.long)
     more_mask = torch.zeros_like(more)
-    for row, guess in enumerate(guesses):
-        more[row, : len(guess)], more_mask[row, : len(guess)] = guess, 1
+    for row, tokens in enumerate(lookahead):
+        more[row, : len(tokens)], more_mask[row, : len(tokens)] = tokens, 1
     whole, whole_mask = torch.cat([ids, more], 1), torch.cat([mask, more_mask], 1)
     for layer, (_, pooled) in evictor.scores.items():
         ALLOWED[layer] = pooled.argsort(dim=-1, descending=True, stable=True)[..., :9], body, 7
@@ -178,10 +178,10 @@ def test_scores_equal_a_model_whose_attention_is_masked(monkeypatch, name, lengt
 @pytest.mark.parametrize("lengths", [(60,), (60, 41, 52)], ids=["one", "padded"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
 def test_all_columns_keep_what_the_dense_prefill_keeps(name, lengths):
-    ids, mask, guesses = batch_of(lengths)
+    ids, mask, lookahead = batch_of(lengths)
     view = attention_view(model_of(name))
-    cache, found = prefill(view, ids, mask, guesses, sparse_of(2, 57))
-    dense, expected = prefill(view, ids, mask, guesses, DENSE)
+    cache, found = prefill(view, ids, mask, lookahead, sparse_of(2, 57))
+    dense, expected = prefill(view, ids, mask, lookahead, DENSE)
     for layer, kept in expected.kept.items():
         assert torch.equal(found.kept[layer], kept)
     for ours, theirs in zip(cache.layers, dense.layers, strict=True):
@@ -207,8 +207,8 @@ def test_all_columns_write_what_the_dense_prefill_writes(budgets):
 
 
 def scores_of(view, lengths, config):
-    ids, mask, guesses = batch_of(lengths)
-    _, evictor = prefill(view, ids, mask, guesses, config)
+    ids, mask, lookahead = batch_of(lengths)
+    _, evictor = prefill(view, ids, mask, lookahead, config)
     return [pooled for _, pooled in evictor.scores.values()]
 
 
@@ -222,13 +222,13 @@ def test_short_prompts_stay_dense():
 def test_a_row_of_a_padded_batch_gives_what_it_gives_alone():
     view = attention_view(model_of("llama"))
     lengths = (60, 15, 33, 16)
-    ids, mask, guesses = batch_of(lengths)
-    _, together = prefill(view, ids, mask, guesses, SPARSE)
+    ids, mask, lookahead = batch_of(lengths)
+    _, together = prefill(view, ids, mask, lookahead, SPARSE)
     for row, length in enumerate(lengths):
         if length - 1 <= SPARSE.max_capacity_prompt:
             continue
         alone_ids = ids[row : row + 1, 60 - length :]
-        _, alone = prefill(view, alone_ids, torch.ones_like(alone_ids), [guesses[row]], SPARSE)
+        _, alone = prefill(view, alone_ids, torch.ones_like(alone_ids), [lookahead[row]], SPARSE)
         for layer, (raw, _) in alone.scores.items():
             torch.testing.assert_close(together.scores[layer][0][row, :, 60 - length :], raw[0], rtol=1e-4, atol=1e-5)
             assert torch.equal(together.kept[layer][row] - (60 - length), alone.kept[layer][0])
@@ -256,9 +256,9 @@ def test_threads_with_other_settings_do_not_meet():
 
 
 def test_a_cancelled_prefill_ends_at_its_next_layer():
-    ids, mask, guesses = batch_of((60,))
+    ids, mask, lookahead = batch_of((60,))
     asked = count()
-    _, evictor = prefill(attention_view(model_of("llama")), ids, mask, guesses, SPARSE, lambda: next(asked) >= 2)
+    _, evictor = prefill(attention_view(model_of("llama")), ids, mask, lookahead, SPARSE, lambda: next(asked) >= 2)
     assert sorted(evictor.kept) == [0, 1]
 
 

@@ -12,7 +12,7 @@ from draftapprox_integrations.engine.registry import as_method
 from draftapprox_integrations.errors import MissingDependencyError
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache import quantized
-from draftapprox_integrations.speckv.cache.quantized import QuantizedLayer, held_bytes, make_codec
+from draftapprox_integrations.speckv.cache.quantized import QuantizedLayer, cache_bytes, make_codec
 from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
 from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
@@ -80,11 +80,11 @@ def test_four_and_eight_bits_give_as_many_levels():
 @pytest.mark.parametrize(("backend", "bits"), BACKENDS)
 def test_the_bytes_are_really_fewer(backend, bits):
     settings, (keys, values) = settings_of(backend, bits), pairs((2, 3, 256, 64), torch.bfloat16)
-    layer, places = QuantizedLayer(settings), torch.arange(256).expand(2, 3, 256)
+    layer, indices = QuantizedLayer(settings), torch.arange(256).expand(2, 3, 256)
     layer.update(keys, values)
-    layer.keep(places, 300)
+    layer.keep(indices, 300)
     full = 2 * keys.nbytes
-    share = held_bytes(type("Cache", (), {"layers": [layer]})) / full
+    share = cache_bytes(type("Cache", (), {"layers": [layer]})) / full
     assert share <= (bits + 2) / 16  # of 16 bits; a scale and a zero of a group of 64 are worth 2 bits at most
     assert share >= bits / 16
     found = layer.unpacked()
@@ -101,12 +101,12 @@ def test_the_bytes_are_really_fewer(backend, bits):
 def test_decoding_is_exact_on_what_was_unpacked(name, lengths, backend, bits):
     """The same pairs in an EvictedLayer, whose positions and masks other tests hold against a full cache."""
     settings = settings_of(backend, bits)
-    ids, mask, guesses = batch_of(lengths)
+    ids, mask, lookahead = batch_of(lengths)
     model = model_of(name)
     view = attention_view(model)
-    reference, evictor = prefill(view, ids, mask, guesses, SpecKVConfig(**PLAIN))
+    reference, evictor = prefill(view, ids, mask, lookahead, SpecKVConfig(**PLAIN))
     full = copy.deepcopy(reference)
-    cache, quantized = prefill(view, ids, mask, guesses, SpecKVConfig(**PLAIN, kv_quantization=settings))
+    cache, quantized = prefill(view, ids, mask, lookahead, SpecKVConfig(**PLAIN, kv_quantization=settings))
     assert all(torch.equal(evictor.kept[layer], quantized.kept[layer]) for layer in evictor.kept)
     assert cache.get_seq_length() == reference.get_seq_length() == 39
     layers = [layer for layer in cache.layers if isinstance(layer, QuantizedLayer)]
@@ -159,11 +159,11 @@ def test_nothing_is_quantized_where_nothing_is_dropped(pair):
 
 def test_rows_are_repeated_reordered_and_chosen_as_in_an_evicted_layer():
     keys, values = pairs((3, 2, 20, 8), torch.float32)
-    places = torch.arange(20).expand(3, 2, 20)[:, :, ::2]
+    indices = torch.arange(20).expand(3, 2, 20)[:, :, ::2]
     packed, plain = QuantizedLayer(KVQuantization(bits=4)), EvictedLayer()
     for layer in (packed, plain):
         layer.update(keys, values)
-        layer.keep(places, 20)
+        layer.keep(indices, 20)
     plain.keys, plain.values = packed.unpacked()
     for seed, change in enumerate(
         [
@@ -221,7 +221,7 @@ def test_settings():
         ({"backend": "quanto"}, "bits must be one of 4; got 8"),
         ({"backend": "gptq"}, "backend must be one of 'torch', 'hqq', 'quanto'; got 'gptq'"),
         ({"group_size": 7}, "group_size must be even; got 7"),
-        ({"group_size": 0}, "group_size must be >= 2; got 0"),
+        ({"group_size": 0}, "group_size must be an integer >= 2; got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             KVQuantization(**changes)

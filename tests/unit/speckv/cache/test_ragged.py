@@ -17,7 +17,7 @@ from tests.unit.speckv.test_prefill import KEPT, batch_of, decode, model_of, ora
 ADAPTIVE = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3, head_budgets="adaptive")
 
 
-def as_positions(kept):
+def as_indices(kept):
     """What the oracle takes: rectangular, the missing ones filled up with the last position, which every head keeps."""
     return {layer: torch.arange(k.shape[2]).where(k, k.shape[2] - 1) for layer, k in kept.items()}
 
@@ -53,9 +53,9 @@ def test_logits_equal_masked_full_attention(name, lengths, flash, monkeypatch):
     if flash:
         kernel = lambda *args, **options: calls.append(1) or fake_kernel(*args, **options)  # noqa: E731
         monkeypatch.setattr(ragged, "varlen_kernel", lambda query, mask: kernel if mask is None else None)
-    ids, mask, guesses = batch_of(lengths)
+    ids, mask, lookahead = batch_of(lengths)
     view = attention_view(model_of(name))
-    cache, evictor = prefill(view, ids, mask, guesses, ADAPTIVE)
+    cache, evictor = prefill(view, ids, mask, lookahead, ADAPTIVE)
     layers = [layer for layer in cache.layers if isinstance(layer, RaggedLayer)]
     assert len(layers) == len(evictor.kept) == (2 if name == "gemma3_text" else 4)
     assert not any(isinstance(layer, EvictedLayer) for layer in cache.layers)
@@ -70,7 +70,7 @@ def test_logits_equal_masked_full_attention(name, lengths, flash, monkeypatch):
     whole, whole_mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
     steps = [1, 1, 1, 4, 1, 2]  # one by one, then longer pieces: what a second turn of a chat feeds
     found = decode(view, cache, whole, whole_mask, steps)
-    expected = oracle(name, ids, mask, more, as_positions(evictor.kept), 40)
+    expected = oracle(name, ids, mask, more, as_indices(evictor.kept), 40)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert held(cache) == [2 * head_dim * (int(count.sum()) + 2 * 10 * len(lengths)) for count in counts]
     assert len(calls) == (4 * len(layers) if flash else 0)
@@ -78,9 +78,9 @@ def test_logits_equal_masked_full_attention(name, lengths, flash, monkeypatch):
 
 @pytest.mark.parametrize("first", [1, 5])
 def test_a_second_turn_with_padding_of_its_own(first):
-    ids, mask, guesses = batch_of((40, 29, 33))
+    ids, mask, lookahead = batch_of((40, 29, 33))
     view = attention_view(model_of("llama"))
-    cache, evictor = prefill(view, ids, mask, guesses, ADAPTIVE)
+    cache, evictor = prefill(view, ids, mask, lookahead, ADAPTIVE)
     more = torch.randint(0, 128, (3, 9), generator=torch.Generator().manual_seed(2))
     turn = torch.ones_like(more)
     turn[1, 2:5] = 0  # the second row's turn is shorter
@@ -88,7 +88,7 @@ def test_a_second_turn_with_padding_of_its_own(first):
     found = decode(view, cache, whole, whole_mask, [first, 10 - first])
     assert cache.layers[0].get_mask_sizes(1) == (11, 39)
     model = model_of("llama", "test_sdpa_masked")
-    KEPT.update({layer: (places, 40) for layer, places in as_positions(evictor.kept).items()})
+    KEPT.update({layer: (indices, 40) for layer, indices in as_indices(evictor.kept).items()})
     with torch.no_grad():
         full = model(whole, attention_mask=whole_mask, position_ids=positions(whole_mask), use_cache=False).logits
     KEPT.clear()
@@ -125,14 +125,14 @@ def test_the_kernel_is_for_half_precision_on_cuda_without_padding(monkeypatch):
 
 
 def test_rows_and_later_tokens_can_be_taken_away():
-    ids, mask, guesses = batch_of((40, 29, 33))
+    ids, mask, lookahead = batch_of((40, 29, 33))
     view = attention_view(model_of("llama"))
     more = torch.randint(0, 128, (3, 4), generator=torch.Generator().manual_seed(2))
     whole, whole_mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
-    expected = decode(view, prefill(view, ids, mask, guesses, ADAPTIVE)[0], whole, whole_mask, [1] * 5)
+    expected = decode(view, prefill(view, ids, mask, lookahead, ADAPTIVE)[0], whole, whole_mask, [1] * 5)
     rows = torch.tensor([2, 0])
     for change in ("select", "reorder", "repeat"):
-        cache, _ = prefill(view, ids, mask, guesses, ADAPTIVE)
+        cache, _ = prefill(view, ids, mask, lookahead, ADAPTIVE)
         decode(view, cache, whole[:, :42], whole_mask[:, :42], [1, 2])
         cache.crop(-1)
         taken = rows
