@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import pickle
-import threading
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from draftapprox_integrations.engine import registry
 from draftapprox_integrations.errors import GenerationTimeoutError, InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecKVLLM, SpecPCCompressor
 from tests.conftest import ticking
-from tests.helpers.serving import FLOAT32, LONG, TIGHT, direct
+from tests.helpers.serving import FLOAT32, LONG, TIGHT, direct, wait_until_idle
 
 
 @pytest.fixture
@@ -336,8 +335,7 @@ async def test_a_cancelled_task_stops_its_generation(chat, tiny):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    (worker,) = [thread for thread in threading.enumerate() if thread.name == "speckv-worker"]
-    await asyncio.to_thread(worker.join, 30)
+    await asyncio.to_thread(wait_until_idle, chat.load())
     handle.remove()
     assert len(steps) < 1000
 
@@ -348,9 +346,7 @@ def test_a_stream_left_early_stops_its_generation(chat, tiny):
     stream = chat.stream(LONG, max_tokens=3000)
     next(stream)
     stream.close()
-    for thread in threading.enumerate():
-        if thread.name == "speckv-worker":
-            thread.join(30)
+    wait_until_idle(chat.load())
     handle.remove()
     assert len(steps) < 1000
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import pickle
-import threading
 
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
@@ -21,7 +20,7 @@ from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV
 from draftapprox_integrations.llama_index import SpecKVLLM, SpecPCPostprocessor
 from tests.conftest import ticking
-from tests.helpers.serving import LONG, TIGHT, direct
+from tests.helpers.serving import LONG, TIGHT, direct, wait_until_idle
 
 
 @pytest.fixture
@@ -98,10 +97,7 @@ async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny)
         prompt = f"<|user|>{LONG[number:]}<|end|><|assistant|>"
         assert found[number] == direct(tiny, prompt, max_new_tokens=30, add_special_tokens=False).text
     assert ticks() > 10
-    for thread in threading.enumerate():
-        if thread.name == "speckv-worker":
-            await asyncio.to_thread(thread.join, 30)
-            assert not thread.is_alive()
+    await asyncio.to_thread(wait_until_idle, llm.load())
 
 
 def test_metadata_follows_the_model(tiny, tiny_tokenizer):
