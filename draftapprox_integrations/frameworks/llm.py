@@ -233,8 +233,14 @@ class SpecKVBase(BaseModel):
 
     @property
     def draft_spec(self) -> ModelSpec:
-        """The draft to give to a retrieval part, so that both parts use one model."""
-        return self._reference.draft
+        """The draft to give to a retrieval part, so that both parts share one model.
+
+        With `loading` the models are loaded first: a name alone would load a second copy with other settings.
+        """
+        if not self.loading:
+            return self._reference.draft
+        engine = self.load()
+        return engine.draft or engine.target
 
     def _options(self, call: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `SpecKV.submit`: the fields, overridden by `generate_kwargs`, overridden by the call's."""

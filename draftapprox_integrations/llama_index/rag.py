@@ -1,4 +1,4 @@
-"""Retrieve, compress, ask: one LlamaIndex query engine."""
+"""A RAG query engine: retrieve, compress, answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.llms import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.prompts import PromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 
 from ..chat.answering import rag_prompt
@@ -16,25 +16,33 @@ from .postprocessor import SpecPCPostprocessor
 
 
 def rag_query_engine(
-    retriever: BaseRetriever, llm: LLM, postprocessor: BaseNodePostprocessor | None = None, **options: Any
+    retriever: BaseRetriever,
+    llm: LLM,
+    compressor: BaseNodePostprocessor | None = None,
+    *,
+    prompt: BasePromptTemplate | None = None,
+    **options: Any,
 ) -> RetrieverQueryEngine:
-    """A query engine that answers from what a retriever finds.
+    """Build a query engine that answers questions from retrieved, compressed nodes.
 
         llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
         engine = rag_query_engine(index.as_retriever(similarity_top_k=12), llm)
         print(engine.query("In which year was the bridge opened?"))
 
     Args:
-        retriever: Finds nodes; let it find many, as the postprocessor makes them short.
+        retriever: Finds nodes. Let it return many; the compressor shortens them.
         llm: Any LLM.
-        postprocessor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`, or with the default draft in front
-            of another LLM.
-        **options: Further arguments of `RetrieverQueryEngine.from_args`: `streaming=True`, `text_qa_template`,
-            `response_mode`; `node_postprocessors` run before the compression.
+        compressor: None: a `SpecPCPostprocessor` with the draft of a `SpecKVLLM`, else with the default draft.
+        prompt: A template with the variables "context_str" (the nodes' text) and "query_str".
+        **options: Further arguments of `RetrieverQueryEngine.from_args`, such as `streaming=True` or `response_mode`.
+            `node_postprocessors` run before the compressor.
     """
-    if postprocessor is None and isinstance(llm, SpecKVLLM):
-        postprocessor = SpecPCPostprocessor(llm.draft_spec)
-    postprocessor = postprocessor or SpecPCPostprocessor()
-    options.setdefault("text_qa_template", PromptTemplate(rag_prompt(["{context_str}"], "{query_str}")))
-    before = options.pop("node_postprocessors", None) or []
-    return RetrieverQueryEngine.from_args(retriever, llm=llm, node_postprocessors=[*before, postprocessor], **options)
+    if compressor is None:
+        compressor = SpecPCPostprocessor(llm.draft_spec) if isinstance(llm, SpecKVLLM) else SpecPCPostprocessor()
+    return RetrieverQueryEngine.from_args(
+        retriever,
+        llm=llm,
+        node_postprocessors=[*(options.pop("node_postprocessors", None) or ()), compressor],
+        text_qa_template=prompt or PromptTemplate(rag_prompt(["{context_str}"], "{query_str}")),
+        **options,
+    )

@@ -19,8 +19,7 @@ from draftapprox_integrations import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV
 from draftapprox_integrations.llama_index import SpecKVLLM, SpecPCPostprocessor
-from tests.conftest import ticking
-from tests.helpers.serving import LONG, TIGHT, direct, wait_until_idle
+from tests.helpers.serving import LONG, TIGHT, direct, forward_passes_need_the_event_loop, wait_until_idle
 
 
 @pytest.fixture
@@ -91,12 +90,11 @@ async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny)
                 return None
         return text
 
-    async with ticking() as ticks:
+    with forward_passes_need_the_event_loop(tiny):
         found = await asyncio.wait_for(asyncio.gather(*(read(number) for number in range(8))), 60)
     for number in range(1, 8, 2):
         prompt = f"<|user|>{LONG[number:]}<|end|><|assistant|>"
         assert found[number] == direct(tiny, prompt, max_new_tokens=30, add_special_tokens=False).text
-    assert ticks() > 10
     await asyncio.to_thread(wait_until_idle, llm.load())
 
 
@@ -117,7 +115,7 @@ def test_saved_and_pickled_without_weights(tiny, embedded_model):
         assert again.config == TIGHT
         assert again.complete("Hello").text == expected
         assert again.load() is llm.load()
-    cascade = SpecKVLLM("default", config=SpecKVPCConfig(specpc_config=SpecPCConfig(max_capacity_prompt=99)))
+    cascade = SpecKVLLM("default", config=SpecKVPCConfig(specpc=SpecPCConfig(max_capacity_prompt=99)))
     again = SpecKVLLM.from_dict(cascade.to_dict())
     assert (again.method, again.config) == ("speckvpc", cascade.config)
     with pytest.raises(InvalidInputError, match="without its model"):
