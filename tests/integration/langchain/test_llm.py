@@ -118,7 +118,7 @@ def test_methods(tiny):
     cases = {
         "full": (None, None),
         "specpc": (specpc, 64),
-        "speckvpc": (SpecKVPCConfig(specpc=specpc, speckv=TIGHT), 32),
+        "speckvpc": (SpecKVPCConfig(specpc_config=specpc, speckv_config=TIGHT), 32),
         "speckv": (TIGHT, 32),
     }
     for method, (config, kept) in cases.items():
@@ -187,7 +187,7 @@ def test_saved_the_langchain_way(kind, tiny, embedded_model):
         return loads(dumps(part), allowed_objects=[kind], valid_namespaces=["draftapprox_integrations"])
 
     quantized = SpecKVConfig(max_capacity_prompt=32, kv_quantization=KVQuantization(bits=4), lookahead_tokens=0)
-    cascade = SpecKVPCConfig(specpc=SpecPCConfig(max_capacity_prompt=99))
+    cascade = SpecKVPCConfig(specpc_config=SpecPCConfig(max_capacity_prompt=99))
     for settings in (
         {"config": TIGHT, "stop": "x", "generate_kwargs": {"repetition_penalty": 1.1}, "temperature": 0.5, "seed": 0},
         {"config": quantized, "draft": None, "loading": {"dtype": torch.float32, "device": torch.device("cpu")}},

@@ -115,7 +115,7 @@ def test_saved_and_pickled_without_weights(tiny, embedded_model):
         assert again.config == TIGHT
         assert again.complete("Hello").text == expected
         assert again.load() is llm.load()
-    cascade = SpecKVLLM("default", config=SpecKVPCConfig(specpc=SpecPCConfig(max_capacity_prompt=99)))
+    cascade = SpecKVLLM("default", config=SpecKVPCConfig(specpc_config=SpecPCConfig(max_capacity_prompt=99)))
     again = SpecKVLLM.from_dict(cascade.to_dict())
     assert (again.method, again.config) == ("speckvpc", cascade.config)
     with pytest.raises(InvalidInputError, match="without its model"):
