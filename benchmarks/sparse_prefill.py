@@ -1,12 +1,12 @@
-"""What the sparse prefill saves and what it changes: time, and the next-token distributions after it.
+"""Sparse prefill: time saved, and change of the next-token distributions.
 
     python -m benchmarks.sparse_prefill --tokens 2048 4096 8000 --sizes 512+512 1024+1024 2048+2048
 
-The prompts are the first tokens of the files in demo/docs, one after the other; the guess is the text's own next
-tokens, the same for all. SpecKV's prefill runs dense and, with each band + columns, sparse, in turns; medians of the
-times and of the ratios of neighbouring runs. Then the text goes on from what each prefill kept: KL divergence of the
-next-token distributions from those after the dense prefill and from those of the full cache, how often the likeliest
-token is the same. `--clock cpu` counts the process's own seconds: with one thread, on a busy machine, the fairer ones.
+The prompts are the first tokens of the concatenated files in demo/docs; the lookahead is the text's own next tokens.
+SpecKV's prefill runs dense and, with each band + columns, sparse, in turns; the table shows medians of times and of
+ratios of neighbouring runs. Then the text continues from each cache: KL divergence of the next-token distributions from
+those after the dense prefill and from those of the full cache, and how often the likeliest token is the same.
+`--clock cpu` counts the process's own seconds, which are fairer with one thread on a busy machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8000])
     parser.add_argument("--sizes", nargs="+", default=["512+512", "1024+1024", "2048+2048"])
     parser.add_argument("--capacity", type=int, default=256)
-    parser.add_argument("--lookahead", type=int, default=64, help="tokens guessed, and compared")
+    parser.add_argument("--lookahead", type=int, default=64, help="lookahead tokens, also compared")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     args = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
             max_capacity_prompt=args.capacity, prefill="sparse", prefill_window_size=band, prefill_vertical_size=columns
         )
     print(f"{machine()}; {args.clock} clock")
-    print(f"{loaded.name} ({loaded.dtype}), {args.capacity} KV pairs per head, guess of {args.lookahead} tokens\n")
+    print(f"{loaded.name} ({loaded.dtype}), {args.capacity} KV pairs per head, lookahead of {args.lookahead} tokens\n")
     rows = []
     for tokens in args.tokens:
         rows += _measure(loaded.model, ids[:, : tokens + args.lookahead], tokens, configs, args.repeats, clock)
@@ -72,17 +72,17 @@ def _measure(
     repeats: int,
     clock: Callable[[], float],
 ) -> list[list[str]]:
-    view, prompt, after = attention_view(model), ids[:, :tokens], ids[0, tokens:]
+    view, prompt, lookahead = attention_view(model), ids[:, :tokens], ids[0, tokens:]
     times: dict[str, list[float]] = {name: [] for name in configs}
     logits: dict[str, Tensor] = {}
-    prefill(view, prompt[:, :1024], torch.ones_like(prompt[:, :1024]), [after], configs["dense"])  # warms up
+    prefill(view, prompt[:, :1024], torch.ones_like(prompt[:, :1024]), [lookahead], configs["dense"])  # warms up
     for _ in range(repeats):
         for name, config in configs.items():
-            begun = clock()
-            cache, _ = prefill(view, prompt, torch.ones_like(prompt), [after], config)
-            times[name].append(clock() - begun)
-            logits[name] = _after(model, ids, tokens, cache)
-    full = model(ids[:, :-1], logits_to_keep=len(after)).logits[0]
+            started = clock()
+            cache, _ = prefill(view, prompt, torch.ones_like(prompt), [lookahead], config)
+            times[name].append(clock() - started)
+            logits[name] = _continuation_logits(model, ids, tokens, cache)
+    full = model(ids[:, :-1], logits_to_keep=len(lookahead)).logits[0]
     rows = []
     for name, config in configs.items():
         dense = tokens < config.prefill_window_size + config.prefill_vertical_size and name != "dense"
@@ -93,27 +93,27 @@ def _measure(
                 f"{name} (stays dense)" if dense else name,
                 f"{statistics.median(times[name]):.2f} s",
                 f"{ratio:.2f}",
-                *_compared(logits["dense"], logits[name]),
-                *_compared(full, logits[name]),
+                *_compare(logits["dense"], logits[name]),
+                *_compare(full, logits[name]),
             ]
         )
     return rows
 
 
-def _after(model: PreTrainedModel, ids: Tensor, tokens: int, cache: Any) -> Tensor:
-    """Logits of the text after the prompt, from a cache that holds the prompt but for its last token."""
+def _continuation_logits(model: PreTrainedModel, ids: Tensor, tokens: int, cache: Any) -> Tensor:
+    """Logits of the text after the prompt, from a cache of the prompt without its last token."""
     piece = slice(tokens - 1, ids.shape[1] - 1)
-    at = torch.arange(ids.shape[1])[None, piece]
+    positions = torch.arange(ids.shape[1])[None, piece]
     mask = torch.ones_like(ids[:, :-1])
-    out: Tensor = model(ids[:, piece], attention_mask=mask, position_ids=at, past_key_values=cache).logits
+    out: Tensor = model(ids[:, piece], attention_mask=mask, position_ids=positions, past_key_values=cache).logits
     return out[0]
 
 
-def _compared(reference: Tensor, found: Tensor) -> tuple[str, str]:
-    wanted, given = reference.float().log_softmax(-1), found.float().log_softmax(-1)
-    divergence = (wanted.exp() * (wanted - given)).sum(-1).mean()
-    same = (wanted.argmax(-1) == given.argmax(-1)).sum()
-    return f"{float(divergence):.3f}", f"{int(same)}/{len(wanted)}"
+def _compare(reference: Tensor, logits: Tensor) -> tuple[str, str]:
+    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    divergence = (p.exp() * (p - q)).sum(-1).mean()
+    same = (p.argmax(-1) == q.argmax(-1)).sum()
+    return f"{float(divergence):.3f}", f"{int(same)}/{len(p)}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What is lost when most KV pairs are dropped: answers, and the distance to the full cache's distribution.
+"""SpecKV's accuracy at tight budgets: right answers, and KL divergence from the full cache's distribution.
 
     python -m benchmarks.speckv_accuracy --data squad-like.json --out rows.jsonl
 
-The embedded model is target and its own draft: its greedy answer is the lookahead, so "SpecKV" shows what the method
-can do, not what a smaller draft reaches; it runs with SpecKVConfig's defaults. "SpecKV self" is draft="self": the
-lookahead is written from a quarter of the prompt that SpecPC chose. SnapKV is the same engine without lookahead, with a
-window of 32 and a kernel of 7. KL is the mean over the tokens of the full cache's answer of KL(full cache || kept
-cache), in nats. Rows are kept in --out; a second run goes on from there, and measures what a row lacks.
+The embedded model is target and draft: its greedy answer is the lookahead, so "SpecKV" is an upper bound for smaller
+drafts; it uses SpecKVConfig's defaults. "SpecKV self" is draft="self": the lookahead is drafted from the quarter of the
+prompt that SpecPC selects. SnapKV is the same engine without lookahead, with a window of 32 and a kernel of 7. KL is
+KL(full cache || kept cache) in nats, averaged over the tokens of the full cache's answer. Rows are appended to --out; a
+second run continues from them and adds missing columns.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SNAPKV: dict[str, Any] = {"window_size": 32, "kernel_size": 7}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a JSON file in SQuAD's layout")
-    parser.add_argument("--out", type=Path, required=True, help="one JSON row per question; a run goes on from it")
+    parser.add_argument("--out", type=Path, required=True, help="one JSON row per question; a run continues from it")
     parser.add_argument("--model", default="default")
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--passages", type=int, default=4)
@@ -52,13 +52,12 @@ def main() -> None:
     model = load_model(args.model)
     questions = squad_questions(args.data, args.n, args.passages, args.seed)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for index, question in enumerate(questions):
-        known = rows[index] if index < len(rows) else {}
-        missing = [name for name in args.methods if any(f"{name} {size} KL" not in known for size in args.capacities)]
+        row = rows[index] if index < len(rows) else {}
+        missing = [name for name in args.methods if any(f"{name} {size} KL" not in row for size in args.capacities)]
         if missing:
-            found = known | measure(model, question, args.capacities, args.max_new_tokens, missing)
-            rows[index : index + 1] = [found]
+            rows[index : index + 1] = [row | measure(model, question, args.capacities, args.max_new_tokens, missing)]
             args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = rows[: args.n]
     tokens = statistics.mean(row["prompt"] for row in rows)
@@ -66,55 +65,59 @@ def main() -> None:
     print(
         f"{model.name} ({model.dtype}) as target and draft; {len(rows)} questions of {args.data.name}, seed {args.seed}"
     )
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     print(f"{args.passages} passages, {tokens:.0f} prompt tokens on average; this run {seconds:.0f} s\n")
     report(rows, args.capacities, args.methods)
 
 
 def measure(
-    model: LoadedModel, question: Question, capacities: Sequence[int], new: int, methods: Sequence[str]
+    model: LoadedModel, question: Question, capacities: Sequence[int], max_new_tokens: int, methods: Sequence[str]
 ) -> dict[str, object]:
-    """Answers and KL of one question."""
+    """Measure answers and KL for one question."""
     tokenizer = model.require_tokenizer()
     messages = [{"role": "user", "content": rag_prompt(question.passages, question.text)}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     mask = torch.ones_like(ids)
 
-    def right(tokens: Tensor) -> bool:
-        written = str(tokenizer.decode(tokens, skip_special_tokens=True)).lower()
-        return any(answer.lower() in written for answer in question.answers)
+    def is_right(tokens: Tensor) -> bool:
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True)).lower()
+        return any(answer.lower() in text for answer in question.answers)
 
     with torch.inference_mode():
         full = model.model.generate(  # type: ignore[operator]
-            ids, attention_mask=mask, max_new_tokens=new, do_sample=False
+            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
         )[0, ids.shape[1] :]
         whole = torch.cat([ids, full[None]], dim=1)
         reference = model.model(whole, logits_to_keep=len(full) + 1, use_cache=False).logits[0, :-1]
-    row: dict[str, object] = {"prompt": ids.shape[1], "full": right(full)}
+    row: dict[str, object] = {"prompt": ids.shape[1], "full": is_right(full)}
     for name in methods:
-        guess = full[:0] if name == "SnapKV" else full
+        lookahead = full[:0] if name == "SnapKV" else full
         if name == "SpecKV self":
-            guess = SelfLookahead(model).draft(ids, mask, new)[0]
+            lookahead = SelfLookahead(model).draft(ids, mask, max_new_tokens)[0]
         for capacity in capacities:
             config = SpecKVConfig(max_capacity_prompt=capacity, **(SNAPKV if name == "SnapKV" else {}))
-            cache, _ = prefill(attention_view(model.model), ids, mask, [guess], config)
-            again = copy.deepcopy(cache) if capacity == min(capacities) else None
+            cache, _ = prefill(attention_view(model.model), ids, mask, [lookahead], config)
+            decode_cache = copy.deepcopy(cache) if capacity == min(capacities) else None
             with torch.inference_mode():
-                feed = whole[:, ids.shape[1] - 1 : -1]
+                answer_ids = whole[:, ids.shape[1] - 1 : -1]
                 logits = model.model(
-                    feed,
+                    answer_ids,
                     attention_mask=torch.ones_like(whole[:, :-1]),
                     position_ids=torch.arange(ids.shape[1] - 1, whole.shape[1] - 1)[None],
                     past_key_values=cache,
                 ).logits[0]
             row[f"{name} {capacity} KL"] = kl(reference, logits)
-            if again is not None:
+            if decode_cache is not None:
                 with torch.inference_mode():
                     out = model.model.generate(  # type: ignore[operator]
-                        ids, attention_mask=mask, past_key_values=again, max_new_tokens=new, do_sample=False
+                        ids,
+                        attention_mask=mask,
+                        past_key_values=decode_cache,
+                        max_new_tokens=max_new_tokens,
+                        do_sample=False,
                     )
-                row[f"{name} {capacity}"] = right(out[0, ids.shape[1] :])
+                row[f"{name} {capacity}"] = is_right(out[0, ids.shape[1] :])
     return row
 
 

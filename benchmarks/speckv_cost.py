@@ -1,11 +1,11 @@
-"""What SpecKV costs and saves: prefill against a plain one, decoding against the full cache, KV bytes, peak memory.
+"""SpecKV's cost: prefill against a plain one, decoding against the full cache, KV bytes, peak memory.
 
     python -m benchmarks.speckv_cost --tokens 1024 4096 8000
 
-Random prompts, the embedded model, a guess of 24 tokens that is given (the draft's own time is not part of this).
-Interleaved in one process; medians of the times, and of the ratios of neighbouring runs. Decoding is `model.generate`
-going on from a full cache, from SpecKV's, from a plain cache of a prompt as short as what SpecKV keeps, and from
-SpecKV's with as many pairs that the heads of a layer share (head_budgets="adaptive").
+Random prompts, the embedded model, a given lookahead of 24 tokens (drafting time is not included). Runs are interleaved
+in one process; the tables show medians of times and of ratios of neighbouring runs. Decoding is `model.generate` from a
+full cache, from SpecKV's, from a plain cache of a prompt as short as what SpecKV keeps, and from SpecKV's with shared
+head budgets of the same total (head_budgets="adaptive").
 """
 
 from __future__ import annotations
@@ -43,39 +43,41 @@ def main() -> None:
     loaded = load_model(args.model)
     model, view = loaded.model, attention_view(loaded.model)
     config = SpecKVConfig(max_capacity_prompt=args.capacity)
-    sharing = replace(config, head_budgets="adaptive")
+    adaptive = replace(config, head_budgets="adaptive")
     times_table, memory_table = [], []
     for tokens in args.tokens:
         torch.manual_seed(0)
         ids = torch.randint(1000, 40_000, (1, tokens))
-        guess = torch.randint(1000, 40_000, (args.lookahead,))
-        whole = torch.cat([ids, guess[None]], dim=1)
+        lookahead = torch.randint(1000, 40_000, (args.lookahead,))
+        whole = torch.cat([ids, lookahead[None]], dim=1)
 
-        def plain(whole: Tensor = whole) -> DynamicCache:
+        def plain_prefill(whole: Tensor = whole) -> DynamicCache:
             cache = DynamicCache(config=model.config)
             model(whole, past_key_values=cache, logits_to_keep=1)
             return cache
 
-        def ours(ids: Tensor = ids, guess: Tensor = guess, config: SpecKVConfig = config) -> DynamicCache:
-            return prefill(view, ids, torch.ones_like(ids), [guess], config)[0]
+        def speckv_prefill(
+            ids: Tensor = ids, lookahead: Tensor = lookahead, config: SpecKVConfig = config
+        ) -> DynamicCache:
+            return prefill(view, ids, torch.ones_like(ids), [lookahead], config)[0]
 
-        few = ids[:, : args.capacity + 1]
+        short = ids[:, : args.capacity + 1]
         times: dict[str, list[float]] = {name: [] for name in ("plain", "ours", "full", "kept", "equal", "shared")}
-        held: dict[str, int] = {}
+        cache_size: dict[str, int] = {}
         for _ in range(args.repeats + 1):  # the first round warms up
-            seconds, cache = _timed(plain)
+            seconds, cache = _timed(plain_prefill)
             times["plain"].append(seconds)
             cache.crop(-args.lookahead - 1)
-            held["full"] = sum(_bytes(layer) for layer in cache.layers)
+            cache_size["full"] = sum(_bytes(layer) for layer in cache.layers)
             times["full"].append(_decode(model, ids, cache, args.steps))
-            seconds, cache = _timed(ours)
+            seconds, cache = _timed(speckv_prefill)
             times["ours"].append(seconds)
-            held["kept"] = sum(_bytes(layer) for layer in cache.layers)
+            cache_size["kept"] = sum(_bytes(layer) for layer in cache.layers)
             times["kept"].append(_decode(model, ids, cache, args.steps))
-            cache = plain(few[:, :-1])
-            times["equal"].append(_decode(model, few, cache, args.steps))
-            cache = ours(config=sharing)
-            held["shared"] = sum(_bytes(layer) for layer in cache.layers)
+            cache = plain_prefill(short[:, :-1])
+            times["equal"].append(_decode(model, short, cache, args.steps))
+            cache = speckv_prefill(config=adaptive)
+            cache_size["shared"] = sum(_bytes(layer) for layer in cache.layers)
             times["shared"].append(_decode(decoding_model(model, cache), ids, cache, args.steps))
         del cache
         median = {name: statistics.median(values[1:]) for name, values in times.items()}
@@ -95,11 +97,11 @@ def main() -> None:
                 f"{ratio['shared', 'kept']:.2f}",
             ]
         )
-        peaks = [peak_bytes(partial(_timed, run)) for run in (plain, ours)]
-        memory = [*peaks, held["full"], held["kept"], held["shared"]]
+        peaks = [peak_bytes(partial(_timed, run)) for run in (plain_prefill, speckv_prefill)]
+        memory = [*peaks, cache_size["full"], cache_size["kept"], cache_size["shared"]]
         memory_table.append([f"{tokens:,}", *(f"{size / 2**20:.1f}" for size in memory)])
     print(machine())
-    print(f"{loaded.name} ({loaded.dtype}), {args.capacity} KV pairs per head, guess of {args.lookahead} tokens\n")
+    print(f"{loaded.name} ({loaded.dtype}), {args.capacity} KV pairs per head, lookahead of {args.lookahead} tokens\n")
     header = [
         "prompt",
         "plain prefill",
@@ -119,17 +121,17 @@ def main() -> None:
 
 @torch.inference_mode()
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     result = run()
-    return time.perf_counter() - begun, result
+    return time.perf_counter() - started, result
 
 
 def _decode(model: Any, ids: Tensor, cache: DynamicCache, steps: int) -> float:
-    """Seconds per token of `model.generate`, which goes on from a cache of all tokens but the last."""
+    """Seconds per token of `model.generate`, from a cache of all tokens but the last."""
     options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **options)
-    return (time.perf_counter() - begun) / steps
+    return (time.perf_counter() - started) / steps
 
 
 def _bytes(layer: Any) -> int:

@@ -1,11 +1,11 @@
-"""What is left of the right answers when the prompt is cut to a quarter and the cache to a few KV pairs.
+"""SpecKV-PC's accuracy: right answers with a quarter of the prompt and a few KV pairs per head.
 
     python -m benchmarks.speckvpc_accuracy --data squad-like.json --out rows.jsonl
 
-Two forms of SpecKV-PC, each with one draft pass. "tokens": the engine's cascade, as in the paper: SpecPC chooses
-single tokens of the whole prompt, SpecKV takes its guess (method="speckvpc"). "sentences": the RAG chain:
-`SpecPC.compress` keeps sentences of the passages and leaves its guess to the LLM (method="speckv"). The embedded model
-is target and draft, asked as `draftapprox ask` does. Rows are kept in --out; a second run goes on from there.
+Two ways of combining both methods. "tokens": the engine's cascade, as in the paper: SpecPC selects single tokens of the
+prompt, and the same draft pass generates SpecKV's lookahead (method="speckvpc"). "sentences": the RAG chain:
+`SpecPC.compress` keeps sentences of the passages, then the LLM evicts KV pairs (method="speckv"). The embedded model is
+target and draft, prompted as by `draftapprox ask`. Rows are appended to --out; a second run continues from them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ UNLIMITED = SpecKVConfig(max_capacity_prompt=1 << 20, lookahead_tokens=0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a JSON file in SQuAD's layout")
-    parser.add_argument("--out", type=Path, required=True, help="one JSON row per question; a run goes on from it")
+    parser.add_argument("--out", type=Path, required=True, help="one JSON row per question; a run continues from it")
     parser.add_argument("--model", default="default")
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--passages", type=int, default=4)
-    parser.add_argument("--ratio", type=float, default=0.25, help="of the prompt that SpecPC keeps")
+    parser.add_argument("--keep-ratio", type=float, default=0.25, help="share of the prompt that SpecPC keeps")
     parser.add_argument("--capacities", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--seed", type=int, default=3)
@@ -40,15 +40,15 @@ def main() -> None:
 
     model = load_model(args.model)
     questions = squad_questions(args.data, args.n, args.passages, args.seed)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     rows = measured_rows(
-        args.out, questions, lambda q: measure(model, q, args.ratio, args.capacities, args.max_new_tokens)
+        args.out, questions, lambda q: measure(model, q, args.keep_ratio, args.capacities, args.max_new_tokens)
     )
     print(machine())
     print(
         f"{model.name} ({model.dtype}) as target and draft; {len(rows)} questions of {args.data.name}, "
-        f"seed {args.seed}, {args.passages} passages; SpecPC keeps {args.ratio:.0%}; "
-        f"this run {time.perf_counter() - begun:.0f} s\n"
+        f"seed {args.seed}, {args.passages} passages; SpecPC keeps {args.keep_ratio:.0%}; "
+        f"this run {time.perf_counter() - started:.0f} s\n"
     )
     n = len(rows)
     base = sum(row["full"] for row in rows)
@@ -65,26 +65,26 @@ def main() -> None:
 
 
 def measure(
-    model: LoadedModel, question: Question, ratio: float, capacities: Sequence[int], new: int
+    model: LoadedModel, question: Question, keep_ratio: float, capacities: Sequence[int], max_new_tokens: int
 ) -> dict[str, bool]:
-    """Which of the ways answer one question."""
+    """Whether each combination answers one question."""
 
-    def right(engine: SpecKV, passages: Sequence[str]) -> tuple[bool, int]:
+    def is_right(engine: SpecKV, passages: Sequence[str]) -> tuple[bool, int]:
         with closing(engine):
-            result = answer(engine, passages, question.text, new)
+            result = answer(engine, passages, question.text, max_new_tokens)
         text = result.text.lower()
         return any(accepted.lower() in text for accepted in question.answers), result.usage.prompt_tokens
 
     row: dict[str, bool] = {}
-    row["full"], tokens = right(SpecKV(model, None, UNLIMITED), question.passages)
-    specpc = SpecPCConfig(max_capacity_prompt=int(ratio * tokens))
+    row["full"], tokens = is_right(SpecKV(model, None, UNLIMITED), question.passages)
+    specpc = SpecPCConfig(max_capacity_prompt=int(keep_ratio * tokens))
     for capacity in capacities:
         cascade = SpecKVPCConfig(specpc_config=specpc, speckv_config=SpecKVConfig(max_capacity_prompt=capacity))
-        row[f"tokens, {capacity}"], _ = right(SpecKV(model, model, cascade), question.passages)
-    kept = SpecPC(model).compress(question.passages, question.text, ratio=ratio)
+        row[f"tokens, {capacity}"], _ = is_right(SpecKV(model, model, cascade), question.passages)
+    kept = SpecPC(model).compress(question.passages, question.text, keep_ratio=keep_ratio)
     texts = [passage.text for passage in kept.passages if passage.text]
     for capacity in capacities:
-        row[f"sentences, {capacity}"], _ = right(
+        row[f"sentences, {capacity}"], _ = is_right(
             SpecKV(model, model, SpecKVConfig(max_capacity_prompt=capacity)), texts
         )
     return row

@@ -158,14 +158,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one generation.
+    """Token counts of one generation.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt as it was given.
-        completion_tokens: Tokens written, the final end-of-sequence token included.
-        kept_kv: KV pairs of the prompt per layer and KV head when decoding starts.
-        kept_prompt_tokens: Tokens of the prompt that SpecPC left for the target; all of them without SpecPC.
-        kept_kv_bytes: What this row's share of the KV cache takes when decoding starts; None where no pair was dropped.
+        prompt_tokens: Tokens of the whole prompt.
+        completion_tokens: Generated tokens, the final end-of-sequence token included.
+        kept_kv: Prompt KV pairs per layer and KV head when decoding starts.
+        kept_prompt_tokens: Prompt tokens that SpecPC kept for the target; all of them without SpecPC.
+        kept_kv_bytes: Cache bytes of this row when decoding starts; None if no pair was evicted.
     """
 
     prompt_tokens: int
@@ -177,17 +177,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote after one prompt.
+    """A model's answer to one prompt.
 
     Attributes:
-        text: The new text, without special tokens, cut before a stop string; "" for a model without a tokenizer.
-        token_ids: The new token ids.
+        text: The generated text, without special tokens, cut before a stop string; "" for a model without a tokenizer.
+        token_ids: The generated token ids.
         usage: Token counts.
-        timings: Seconds of the whole batch by step: "lookahead" (the draft's part), "prefill" (0 where nothing was
-            dropped: it is then part of "decode"), "decode", "total"; and "queued", if it waited its turn.
+        timings: Seconds by step, for the whole batch: "lookahead" (all draft work), "prefill" (0 if nothing was
+            evicted, as it is then part of "decode"), "decode", "total"; "queued" if the request waited in the queue.
         finish_reason: "stop" (end of sequence or a stop string), "length", or "cancelled".
-        lookahead_ids: What the draft guessed, here or in a retrieval part, in the target's vocabulary; empty if nothing
-            had to be dropped.
+        lookahead_ids: The drafted lookahead in the target's vocabulary; empty if nothing was evicted.
     """
 
     text: str

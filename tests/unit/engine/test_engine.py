@@ -272,3 +272,29 @@ def test_a_bad_setting_names_field_value_and_limit(field, value, limit):
         SpecKVConfig(**{field: value})
     assert repr(value) in str(caught.value)
     assert limit in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "switch"),
+    [
+        ({"floor_alpha": 0.5}, "head_budgets='adaptive'"),
+        ({"floor_alpha": 1}, "head_budgets='adaptive'"),
+        ({"prefill_window_size": 512}, "prefill='sparse'"),
+        ({"prefill_vertical_size": 512}, "prefill='sparse'"),
+        ({"prefill_window_size": 512, "head_budgets": "adaptive", "floor_alpha": 0.5}, "prefill='sparse'"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_by_name(settings, switch):
+    name, value = next(iter(settings.items()))
+    with pytest.raises(
+        ValueError, match=f"{name} has no effect with .*: set {switch} or leave {name} out; got {value}"
+    ):
+        SpecKVConfig(**settings)
+
+
+def test_defaults_and_settings_with_an_effect_pass():
+    defaults = SpecKVConfig(floor_alpha=0.2, prefill_window_size=2048, prefill_vertical_size=2048)
+    assert defaults == SpecKVConfig()
+    assert SpecKVConfig(head_budgets="adaptive", floor_alpha=1).floor_alpha == 1
+    sparse = SpecKVConfig(prefill="sparse", prefill_window_size=512, prefill_vertical_size=256)
+    assert (sparse.prefill_window_size, sparse.prefill_vertical_size) == (512, 256)
