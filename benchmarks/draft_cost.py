@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig
-from draftapprox_integrations.specpc.scoring.heads import find_heads
+from draftapprox_integrations import LoadedModel, PassageStore, load_model
+from draftapprox_integrations.specpc.scoring import CalibratedHeadsScorer, JointAttentionScorer
+from draftapprox_integrations.specpc.text import Passage
 
 from .common import machine, table
 
@@ -33,11 +34,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["12x512", "12x200"], help="passages x tokens of each")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    paper = SpecPC(args.draft, SpecPCConfig(scoring="paper"))
-    heads = find_heads(paper.draft.model)
-    if heads is None:
-        parser.error("calibrate the draft first: draftapprox calibrate")
-    tokenizer = paper.draft.require_tokenizer()
+    draft = load_model(args.draft)
+    joint = JointAttentionScorer(draft)
+    heads = CalibratedHeadsScorer(draft).heads
+    tokenizer = draft.require_tokenizer()
     lines = []
     size = 0.0
     for shape in args.shapes:
@@ -47,16 +47,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for repeat in range(args.repeats + 1):  # the first round warms up
                 ids = [[rng.randrange(1000, 40_000) for _ in range(length)] for _ in range(count)]
-                passages = [str(tokenizer.decode(row)) for row in ids]
-                encoded = paper._builder.reader.encode(passages)
-                titles = [None] * count
+                passages = [Passage(str(tokenizer.decode(row))) for row in ids]
+                encoded = joint.prompts.encoder.encode([passage.text for passage in passages])
                 store = PassageStore(Path(folder) / f"{repeat}.db", memory_bytes=0)
-                memory = SpecPC(paper.draft, SpecPCConfig(scoring="heads"))
-                file = SpecPC(paper.draft, SpecPCConfig(scoring="heads"), store=store)
-                (prompt,) = paper._builder.build(encoded, paper._builder.headers(titles), QUESTION)
-                times["forward"].append(_timed(lambda: _forward(paper, prompt.ids)))  # noqa: B023 - called at once
-                for way, engine in (("paper", paper), ("cold", file), ("warm, file", file), ("", memory), ("warm, memory", memory)):  # fmt: skip # noqa: E501
-                    seconds = _timed(lambda: engine._score(encoded, titles, QUESTION))  # noqa: B023
+                memory = CalibratedHeadsScorer(draft, store=PassageStore())
+                file = CalibratedHeadsScorer(draft, store=store)
+                (prompt,) = joint.prompts.build(encoded, joint.prompts.headers([None] * count), QUESTION)
+                times["forward"].append(_timed(lambda: _forward(draft, prompt.ids)))  # noqa: B023 - called at once
+                runs = [("paper", joint), ("cold", file), ("warm, file", file), ("", memory), ("warm, memory", memory)]
+                for way, scorer in runs:
+                    seconds = _timed(lambda: scorer.score_tokens(QUESTION, passages))  # noqa: B023 - called at once
                     if way:
                         times[way].append(seconds)
                 stats = store.stats()
@@ -70,8 +70,8 @@ def main() -> None:
         lines.append([shape, f"{median['forward']:.2f} s", *ratios])
     print(machine())
     print(
-        f"{paper.draft.name} ({paper.draft.dtype}), {len(heads.heads)} heads, the last in layer {heads.last_layer} of "
-        f"{paper.draft.model.config.get_text_config().num_hidden_layers}; {size:.0f} bytes of store per token\n"
+        f"{draft.name} ({draft.dtype}), {len(heads.heads)} heads, the last in layer {heads.last_layer} of "
+        f"{draft.model.config.get_text_config().num_hidden_layers}; {size:.0f} bytes of store per token\n"
     )
     print(table(["passages", "plain forward", *(f"{way}, of it" for way in WAYS[1:])], lines))
 
@@ -83,8 +83,8 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def _forward(engine: SpecPC, ids: list[int]) -> None:
-    engine.draft.model(input_ids=torch.tensor([ids], device=engine.draft.device), use_cache=False, logits_to_keep=1)
+def _forward(draft: LoadedModel, ids: list[int]) -> None:
+    draft.model(input_ids=torch.tensor([ids], device=draft.device), use_cache=False, logits_to_keep=1)
 
 
 if __name__ == "__main__":

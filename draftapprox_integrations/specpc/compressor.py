@@ -1,55 +1,53 @@
-"""SpecPC: a small draft model reads the context and the question; what it does not look at is dropped.
+"""SpecPC: compress retrieved passages, or prompt ids, with a small draft model's attention.
 
-Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, section 4.2.
+Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, section 4.2. Text goes through one chain, each
+step a public function or class: `segment` -> `Scorer.score` (the default fuses several) -> `rank` -> `Packer.pack`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from ..config import SpecPCConfig
+from ..config import CompressionConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.attention import attention_view
 from ..models.loading import LoadedModel, ModelSpec, load_model
-from ..models.tokenization import Encoded, TokenCounter, TokenizerSpec
+from ..models.tokenization import TextEncoder, TokenCounter, TokenizerSpec
 from ..report.heatmap import Heatmap
-from ..results import CompressedPassage, CompressionResult, Selection
+from ..results import CompressedPassage, CompressionResult, Selection, Span
 from .calibration.calibrate import calibrate
-from .scoring.fusion import Embedder, check_embedder, fuse, titled
-from .scoring.heads import HeadSet, check_heads, find_heads
-from .scoring.joint import read_together
-from .scoring.per_passage import PassageReader
-from .scoring.prompt import PromptBuilder
+from .scoring.embedder import Embedder, check_embedder
+from .scoring.fusion import attention_of
+from .scoring.heads import HeadSet, check_heads
+from .scoring.per_passage import CalibratedHeadsScorer
+from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_scorer
+from .scoring.scorer import Scorer, check_scores
 from .store.passage_store import PassageStore, open_store
-from .text.packing import Packed, Packer, Unit
-from .text.ranking import Pattern, keep_within, rank_units
+from .text.packing import Packed, Packer
+from .text.ranking import Pattern, rank
+from .text.segmentation import Passage, segment
 from .token_selection import choose_positions
 from .validation import (
     as_config,
+    as_passages,
     budget_in_tokens,
     check_batch,
     check_budget,
-    check_passages,
+    check_on_empty,
     check_protect,
     check_query,
-    check_retriever_scores,
-    check_titles,
 )
 
 OnEmpty = Literal["drop", "keep_best"]
-
-logger = logging.getLogger(__name__)
 
 
 class SpecPC:
@@ -62,48 +60,56 @@ class SpecPC:
     Safe to use from many threads: forward passes of one draft take turns.
 
     Args:
-        draft: What `load_model` takes, or a `LoadedModel`.
-        config: Settings (or a dict of them); the defaults suit text.
-        tokenizer: Counts the tokens of `compress` budgets: usually the target model's. A transformers tokenizer,
-            a folder or hub id of one, a tiktoken encoding, or a function from text to tokens or to their number.
-            None counts with the draft's.
-        store: Where passages that were read before are kept: a `PassageStore`, or the name of its file. None remembers
-            some of them in memory (256 MiB), for as long as this object lives.
-        embedder: Gives vectors of texts, for scoring "fused": a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`,
-            or a function from texts to vectors. It is asked about each sentence.
-        heads: Calibrated heads of the draft, or the file they were written to. None finds those saved for it.
+        draft: A model spec for `load_model`, or a `LoadedModel`.
+        config: Settings of the paper's method (or a dict of them), used by `select` and by joint scores.
+        compression: Settings of `compress` (or a dict of them).
+        scorer: How `compress` scores sentences. "fused": attention (of calibrated heads; of all heads, jointly, for a
+            draft that was never calibrated), BM25, the embedder and the retriever. "heads": calibrated heads alone.
+            "joint": the paper's attention of all heads, passages read together. Or an object with
+            `score(query, passages, sentences)`, see `Scorer`.
+        tokenizer: Counts the tokens of `compress` budgets: usually the target model's. A transformers tokenizer, a
+            folder or hub id of one, a tiktoken encoding, or a function from text to tokens or to their number. None:
+            the draft's.
+        store: Keeps passages that were read before, for calibrated heads: a `PassageStore` or the path of its file.
+            None: 256 MiB in memory, for the lifetime of this object.
+        embedder: Embeds sentences for scorer "fused": a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or a
+            function from texts to vectors.
+        heads: Calibrated heads of the draft, or the path of their file. None: those saved for it.
 
     Raises:
         ModelLoadError: the draft or the tokenizer cannot be loaded.
         UnsupportedModelError: the draft's attention cannot be observed.
-        InvalidInputError: `store`, `embedder` or `heads` cannot be used.
-        ValueError: `config.starting_layer_index` names a layer that the draft does not have.
+        InvalidInputError: `scorer`, `store`, `embedder` or `heads` cannot be used.
+        ValueError: `config.starting_layer_index` is beyond the draft's layers.
     """
 
     def __init__(
         self,
         draft: ModelSpec = "default",
-        config: SpecPCConfig | None = None,
+        config: SpecPCConfig | dict[str, Any] | None = None,
         *,
+        compression: CompressionConfig | dict[str, Any] | None = None,
+        scorer: ScorerSpec = "fused",
         tokenizer: TokenizerSpec | None = None,
         store: PassageStore | str | os.PathLike[str] | None = None,
         embedder: Embedder | None = None,
         heads: HeadSet | str | os.PathLike[str] | None = None,
     ):
+        check_scorer(scorer)
         self.draft: LoadedModel = load_model(draft)
-        self.config = as_config(config) or SpecPCConfig()
+        self.config = as_config(config, SpecPCConfig)
+        self.compression = as_config(compression, CompressionConfig)
         self._view = attention_view(self.draft.model)
         self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
         self.embedder = check_embedder(embedder)
-        if embedder is not None and self.config.scoring != "fused":
-            logger.warning('scoring="%s" does not ask the embedder; "fused" does', self.config.scoring)
-        self.store = open_store(store)
+        self.store = None if store is None else open_store(store)
         if heads is not None and not isinstance(heads, HeadSet):
             heads = HeadSet.load(heads)
         self._heads = None if heads is None else check_heads(heads, self.draft.model)
+        self._scorer_spec = scorer
         if self.draft.tokenizer is not None:
-            _ = self._builder, self._counter  # made now, so that what is wrong is said now
+            _ = self._encoder, self._counter  # a tokenizer that cannot be used is reported now
 
     # ------------------------------------------------------------------ token ids in, positions out
 
@@ -115,13 +121,13 @@ class SpecPC:
         protected: Tensor | None = None,
         lookahead_tokens: int | None = None,
     ) -> Selection:
-        """The paper's token-level form: which positions of each prompt to keep.
+        """Choose the positions of each prompt to keep: the paper's token-level form.
 
         Args:
             input_ids: LongTensor [batch, tokens], or [tokens] for one prompt.
             attention_mask: [batch, tokens], 0 at padding (on either side); None if nothing is padded.
             protected: bool [batch, tokens]: positions to keep beside the window. A leading BOS is always kept.
-            lookahead_tokens: Instead of the config's, for this call.
+            lookahead_tokens: Replaces the config's, for this call.
 
         Returns:
             For each row `config.max_capacity_prompt` positions, or all of a shorter one (then the draft does
@@ -147,146 +153,122 @@ class SpecPC:
         query: str,
         *,
         max_tokens: int | None = None,
-        ratio: float | None = None,
+        keep_ratio: float | None = None,
         titles: Sequence[str | None] | None = None,
         on_empty: OnEmpty = "drop",
         protect: Sequence[Pattern] = (),
         retriever_scores: Sequence[float | None] | None = None,
     ) -> CompressionResult:
-        """Keep what the draft looks at when it reads the passages with the question.
+        """Keep the sentences that matter for the query, within a token budget.
 
         Args:
             passages: Texts; an empty list gives an empty result.
-            query: The question they were retrieved for.
+            query: The query they were retrieved for.
             max_tokens: Most tokens to keep, all passages together, >= 1.
-            ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the config's
-                `max_capacity_prompt`.
-            titles: Per passage a title the draft reads with it, or None. Not part of the budget or the output.
-            on_empty: "drop" lets a passage lose everything; "keep_best" first gives each passage its best unit; where
-                the budget cannot pay for all of these, the least wanted keep only the first words of it.
-            protect: Strings, or compiled patterns: units that contain a match are always kept.
-            retriever_scores: Per passage what the retriever said of it, None (or NaN) where it said nothing; the
-                higher, the better. Used with scoring "fused".
+            keep_ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the budget is
+                `config.max_capacity_prompt`.
+            titles: Per passage a title or None. Scored with the passage; not part of the budget or the output.
+            on_empty: "drop" lets a passage lose everything. "keep_best" first gives each passage its best sentence;
+                where the budget cannot pay for all of these, the lowest-ranked keep only its first words.
+            protect: Strings or compiled patterns: sentences that contain a match are always kept.
+            retriever_scores: Per passage the retriever's score, None or NaN if unknown; the higher, the better.
 
         Returns:
-            One entry per passage, in order. Passages that together fit the budget pass through untouched and
-            the draft does not run.
+            One entry per passage, in order. Passages that together fit the budget pass untouched and the draft does
+            not run.
 
         Raises:
-            InvalidInputError: the arguments cannot be used as given.
+            InvalidInputError: an argument is invalid, or a setting can have no effect with this scorer.
             BudgetError: protected text does not fit the budget.
             ScoringError: the draft produced NaN.
         """
-        begun = time.perf_counter()
-        passages, query = check_passages(passages), check_query(query)
-        titles = check_titles(titles, len(passages))
-        check_budget(max_tokens, ratio)
-        protect = check_protect(protect)
-        check_retriever_scores(retriever_scores, len(passages))
-        if on_empty not in ("drop", "keep_best"):
-            raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
-        builder, counter = self._builder, self._counter
-        before = counter.count(passages)
-        budget = budget_in_tokens(max_tokens, ratio, self.config.max_capacity_prompt, sum(before))
+        start = time.perf_counter()
+        items = as_passages(passages, titles, retriever_scores)
+        query, protect = check_query(query), check_protect(protect)
+        check_budget(max_tokens, keep_ratio)
+        check_on_empty(on_empty)
+        texts = [item.text for item in items]
+        before = self._counter.count(texts)
+        budget = budget_in_tokens(max_tokens, keep_ratio, self.config.max_capacity_prompt, sum(before))
         if sum(before) <= budget:
-            whole = [[(0, len(text))] if text else [] for text in passages]
-            packed, scores = Packed(whole, passages, before), [math.nan] * len(passages)
-            heat: list[list[tuple[int, int, float]]] = [[] for _ in passages]
-            draft_tokens = 0
-            tokenized = drafted = time.perf_counter()
-        else:
-            encoded = builder.reader.encode(passages)
-            tokenized = time.perf_counter()
-            token_scores, draft_tokens = self._score(encoded, titles, query)
-            drafted = time.perf_counter()
-            combine = None
-            if self.config.scoring == "fused":
-                combine = partial(self._combine, passages, titles, query, retriever_scores)
-            ranking = rank_units(passages, encoded, token_scores, self.config, protect, combine, titles)
-            packer = Packer(passages, before, self.config.separator or "", counter.count)
-            packed = keep_within(packer, ranking, budget, best_of_each=on_empty == "keep_best")
-            scores = ranking.passage_scores
-            heat = [_heat(tokens, found) for tokens, found in zip(encoded, token_scores, strict=True)]
-        done = time.perf_counter()
-        return CompressionResult(
-            passages=[
-                CompressedPassage(*fields)
-                for fields in zip(
-                    passages, packed.texts, packed.spans, scores, before, packed.tokens, heat, strict=True
-                )
-            ],
-            query=query,
-            tokens_before=sum(before),
-            tokens_after=packed.total,
-            budget=budget,
-            tokenizer=counter.name,
-            timings={
-                "tokenize": tokenized - begun,
-                "draft": drafted - tokenized,
-                "select": done - drafted,
-                "total": done - begun,
-            },
-            draft=self.draft.name,
-            draft_tokens=draft_tokens,
-            renderer=Heatmap(),
+            whole = Packed([[(0, len(text))] if text else [] for text in texts], texts, before)
+            return self._result(query, items, before, whole, budget, _timings(start))
+        sentences = segment(texts, self.compression.granularity, self._token_spans(texts))
+        tokenized = time.perf_counter()
+        scores = check_scores(self.scorer, self.scorer.score(query, items, sentences), sentences)
+        scored = time.perf_counter()
+        neighbors = self.config.resolved_neighbors()
+        ranking = rank(items, sentences, scores, self.compression, protect=protect, neighbor_tokens=neighbors)
+        packer = Packer(texts, before, self.compression.resolved_separator(), self._counter.count)
+        packed = packer.pack(ranking, budget, best_of_each=on_empty == "keep_best")
+        return self._result(
+            query,
+            items,
+            before,
+            packed,
+            budget,
+            _timings(start, tokenized, scored),
+            passage_scores=ranking.passage_scores,
+            heat=scores.heat(sentences),
+            draft_tokens=0 if scores.tokens is None else scores.tokens.tokens_read,
         )
 
-    def _combine(
-        self,
-        passages: Sequence[str],
-        titles: Sequence[str | None],
-        query: str,
-        retriever_scores: Sequence[float | None] | None,
-        units: Sequence[Unit],
-        attention: Tensor,
-    ) -> Tensor:
-        """float32 [units]: scores from all that is known, positive, summing to 1."""
-        texts = titled(units, passages, titles)
-        owners = [unit.passage for unit in units]
-        return torch.softmax(fuse(query, texts, attention, owners, retriever_scores, self.embedder), dim=0)
+    async def acompress(self, passages: Iterable[str], query: str, **options: Any) -> CompressionResult:
+        """`compress` in a worker thread, so that the event loop stays free."""
+        return await asyncio.to_thread(self.compress, passages, query, **options)
 
     def ingest(self, passages: Iterable[str], titles: Sequence[str | None] | None = None) -> int:
-        """Read passages ahead of any question and keep what is needed of them in the store.
+        """Read passages ahead of any query and keep their keys in the store.
 
         Args:
             passages: Texts, as `compress` will get them.
             titles: Per passage a title or None, as `compress` will get them.
 
         Returns:
-            How many tokens had to be read; 0 if all were known.
+            The number of tokens read; 0 if all passages were in the store.
 
         Raises:
-            InvalidInputError: without calibrated heads there is nothing to keep.
+            InvalidInputError: the scorer uses no calibrated heads, so there is nothing to keep.
         """
-        passages = check_passages(passages)
-        titles = check_titles(titles, len(passages))
-        if self._reader is None:
+        items = as_passages(passages, titles)
+        attention = attention_of(self.scorer)
+        if not isinstance(attention, CalibratedHeadsScorer):
             raise InvalidInputError(
-                "ingest keeps what the draft's calibrated heads need: make the SpecPC with scoring "
+                "ingest keeps the keys of the draft's calibrated heads: make the SpecPC with scorer "
                 f'"fused" or "heads", and calibrate its draft: draftapprox calibrate --model {self.draft.name}'
             )
-        return self._reader.ingest(self._builder.reader.encode(passages), titles)
+        return attention.ingest(items)
 
     def calibrate(self, *, tasks: int = 60, heads: int = 8, seed: int = 0) -> HeadSet:
-        """Find the heads of the draft that look at evidence, and use them from now on; some minutes on a CPU.
+        """Find the attention heads of the draft that find evidence, and use them from now on; minutes on a CPU.
 
         Args:
-            tasks: How many questions to make up.
-            heads: How many heads to choose.
-            seed: Of the questions.
+            tasks: Number of invented questions.
+            heads: Number of heads to choose.
+            seed: Seed of the questions.
 
         Returns:
             The heads; `save()` keeps them for every `SpecPC` with this draft, as `draftapprox calibrate` does.
 
         Raises:
-            UnsupportedModelError: the draft's weights are not in memory.
+            UnsupportedModelError: the draft's weights are offloaded.
         """
         self._heads = calibrate(self.draft, tasks=tasks, heads=heads, seed=seed)
-        self.__dict__.pop("_reader", None)
+        self.__dict__.pop("scorer", None)
         return self._heads
 
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The scorer of `compress`, built at first use.
+
+        Raises:
+            InvalidInputError: a setting can have no effect with it, or the draft was never calibrated.
+        """
+        settings = ScorerSettings(self.draft, self.config, self.compression, self.store, self.embedder, self._heads)
+        return build_scorer(self._scorer_spec, settings)
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, as the budget counts them."""
+        """Tokens of each text, counted as for the budget."""
         return self._counter.count(texts)
 
     def __deepcopy__(self, memo: object) -> SpecPC:
@@ -296,15 +278,11 @@ class SpecPC:
         raise TypeError(f"SpecPC holds the weights of {self.draft.name} and is not pickled; save its name and config")
 
     def __repr__(self) -> str:
-        return f"SpecPC({self.draft.name!r}, {self.config})"
-
-    async def acompress(self, passages: Iterable[str], query: str, **options: Any) -> CompressionResult:
-        """`compress` in a worker thread, so that the event loop stays free."""
-        return await asyncio.to_thread(self.compress, passages, query, **options)
+        return f"SpecPC({self.draft.name!r}, {self.config}, compression={self.compression})"
 
     @cached_property
-    def _builder(self) -> PromptBuilder:
-        return PromptBuilder(self.draft)
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.draft.require_tokenizer())
 
     @cached_property
     def _counter(self) -> TokenCounter:
@@ -312,27 +290,44 @@ class SpecPC:
             return TokenCounter(self.draft.require_tokenizer(), self.draft.name)
         return TokenCounter(self.tokenizer)
 
-    @cached_property
-    def _reader(self) -> PassageReader | None:
-        """What listens to the calibrated heads; None where the paper's scoring is wanted, or none are known."""
-        if self.config.scoring == "paper":
+    def _token_spans(self, texts: Sequence[str]) -> list[list[Span]] | None:
+        if self.compression.granularity != "token":
             return None
-        heads = self._heads or find_heads(self.draft.model)
-        if heads is None:
-            if self.config.scoring == "heads":
-                raise InvalidInputError(
-                    f"{self.draft.name} was never calibrated. Run: draftapprox calibrate --model {self.draft.name}, or "
-                    'use scoring="fused", which does without, or "paper".'
-                )
-            return None
-        return PassageReader(self.draft, self._view, self._builder, heads, self.store)
+        return [encoded.spans for encoded in self._encoder.encode(texts)]
 
-    def _score(self, encoded: Sequence[Encoded], titles: Sequence[str | None], query: str) -> tuple[list[Tensor], int]:
-        """Per passage float32 [tokens], and how many tokens the draft has read."""
-        if self._reader is not None:
-            return self._reader.scores(encoded, titles, query)
-        return read_together(self.draft, self._view, self._builder, self.config, encoded, titles, query)
+    def _result(
+        self,
+        query: str,
+        items: Sequence[Passage],
+        before: list[int],
+        packed: Packed,
+        budget: int,
+        timings: dict[str, float],
+        *,
+        passage_scores: list[float] | None = None,
+        heat: list[list[tuple[int, int, float]]] | None = None,
+        draft_tokens: int = 0,
+    ) -> CompressionResult:
+        scores = passage_scores or [math.nan] * len(items)
+        columns = (packed.texts, packed.spans, scores, before, packed.tokens, heat or [[] for _ in items])
+        return CompressionResult(
+            passages=[CompressedPassage(item.text, *row) for item, *row in zip(items, *columns, strict=True)],
+            query=query,
+            tokens_before=sum(before),
+            tokens_after=packed.total,
+            budget=budget,
+            tokenizer=self._counter.name,
+            timings=timings,
+            draft=self.draft.name,
+            draft_tokens=draft_tokens,
+            renderer=Heatmap(),
+        )
 
 
-def _heat(tokens: Encoded, scores: Tensor) -> list[tuple[int, int, float]]:
-    return [(start, end, score) for (start, end), score in zip(tokens.spans, scores.tolist(), strict=True)]
+def _timings(start: float, tokenized: float | None = None, scored: float | None = None) -> dict[str, float]:
+    """Seconds of each step that ends now; a step that did not run took none."""
+    done = time.perf_counter()
+    tokenized = done if tokenized is None else tokenized
+    scored = done if scored is None else scored
+    steps = {"tokenize": tokenized - start, "score": scored - tokenized, "select": done - scored}
+    return steps | {"total": done - start}

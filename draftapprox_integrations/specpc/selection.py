@@ -23,7 +23,7 @@ def pool_scores(scores: Tensor, pool_type: PoolType | None, kernel_size: int) ->
     return F.avg_pool1d(padded, kernel_size, stride=1)[0, 0]
 
 
-def rank(scores: Tensor) -> Tensor:
+def rank_scores(scores: Tensor) -> Tensor:
     """LongTensor [tokens]: positions from the highest score to the lowest; equal scores in reading order."""
     return torch.sort(scores, descending=True, stable=True).indices
 
@@ -79,6 +79,6 @@ def select_tokens(
     fixed = torch.arange(tokens - window, tokens, device=pooled.device)
     if protected is not None:
         fixed = torch.cat([fixed, protected.nonzero().flatten()])
-    best = with_neighbors(rank(pooled)[:capacity], neighbor_tokens, tokens)
+    best = with_neighbors(rank_scores(pooled)[:capacity], neighbor_tokens, tokens)
     keep = first_occurrences(torch.cat([fixed, best]), tokens)[:capacity]
     return keep.sort().values

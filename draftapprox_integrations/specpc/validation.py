@@ -1,4 +1,4 @@
-"""Check what users hand to SpecPC, and say what to do where it cannot be used."""
+"""Validate the arguments of SpecPC; every error says what to do."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..config import SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import LoadedModel
+from .text.segmentation import Passage
+
+Config = TypeVar("Config")
+
+
+def as_passages(passages: Any, titles: Any = None, retriever_scores: Any = None) -> list[Passage]:
+    """The arguments of `compress` as one list.
+
+    Raises:
+        InvalidInputError: passages that are not strings; another number of titles or scores than passages; a title
+            that is not a string; a score that is not a number.
+    """
+    texts = check_passages(passages)
+    titles = check_titles(titles, len(texts))
+    scores = check_retriever_scores(retriever_scores, len(texts))
+    return [Passage(*fields) for fields in zip(texts, titles, scores, strict=True)]
 
 
 def check_passages(passages: Any) -> list[str]:
@@ -39,7 +54,7 @@ def check_query(query: Any) -> str:
         InvalidInputError: empty, blank, or not a string.
     """
     if not isinstance(query, str) or not query.strip():
-        raise InvalidInputError(f"query must be a non-empty string: it tells what matters; got {query!r}")
+        raise InvalidInputError(f"query must be a non-empty string: it says what matters; got {query!r}")
     return query
 
 
@@ -59,12 +74,14 @@ def check_titles(titles: Any, passages: int) -> list[str | None]:
     return list(titles)
 
 
-def check_retriever_scores(scores: Any, passages: int) -> None:
-    """Raises:
-    InvalidInputError: not one number or None for each passage.
+def check_retriever_scores(scores: Any, passages: int) -> list[float | None]:
+    """One number or None per passage.
+
+    Raises:
+        InvalidInputError: not one number or None for each passage.
     """
     if scores is None:
-        return
+        return [None] * passages
     if isinstance(scores, str | bytes) or len(scores) != passages:
         raise InvalidInputError(
             f"retriever_scores must be one number or None for each of the {passages} passages; got {len(scores)}"
@@ -72,6 +89,7 @@ def check_retriever_scores(scores: Any, passages: int) -> None:
     for index, score in enumerate(scores):
         if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
             raise InvalidInputError(f"retriever_scores[{index}] must be a number or None; got {score!r}")
+    return [None if score is None else float(score) for score in scores]
 
 
 def check_protect(protect: Any) -> list[str | re.Pattern[str]]:
@@ -87,42 +105,53 @@ def check_protect(protect: Any) -> list[str | re.Pattern[str]]:
     return patterns
 
 
-def as_config(config: Any) -> SpecPCConfig | None:
-    """A `SpecPCConfig`, also from a dict of its fields.
+def as_config(config: Any, kind: type[Config]) -> Config:
+    """A config of class `kind`: as given, from a dict of its fields, or the defaults for None.
 
     Raises:
-        InvalidInputError: something else, or a field that does not exist.
+        InvalidInputError: another type, or an unknown field.
+        ValueError: a field out of range.
     """
-    if config is None or isinstance(config, SpecPCConfig):
+    if isinstance(config, kind):
         return config
-    if not isinstance(config, Mapping):
-        raise InvalidInputError(f"config must be a SpecPCConfig or a dict of its fields; got {type(config).__name__}")
-    known = [field.name for field in fields(SpecPCConfig)]
-    if unknown := [name for name in config if name not in known]:
-        raise InvalidInputError(f"SpecPCConfig has no {', '.join(unknown)}; its fields are {', '.join(known)}")
-    return SpecPCConfig(**config)
+    if config is not None and not isinstance(config, Mapping):
+        raise InvalidInputError(f"expected a {kind.__name__} or a dict of its fields; got {type(config).__name__}")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in config or {} if name not in known]:
+        raise InvalidInputError(f"{kind.__name__} has no {', '.join(unknown)}; its fields are {', '.join(known)}")
+    return kind(**(config or {}))
 
 
-def check_budget(max_tokens: Any, ratio: Any) -> None:
-    """At most one of the two is given, and is in range.
+def check_on_empty(on_empty: Any) -> None:
+    """Raises:
+    InvalidInputError: neither "drop" nor "keep_best".
+    """
+    if on_empty not in ("drop", "keep_best"):
+        raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
+
+
+def check_budget(max_tokens: Any, keep_ratio: Any) -> None:
+    """Check that at most one of the two is given, and in range.
 
     Raises:
         InvalidInputError: names the argument, the value and the limit.
     """
-    if max_tokens is not None and ratio is not None:
-        raise InvalidInputError(f"give max_tokens or ratio, not both; got {max_tokens!r} and {ratio!r}")
+    if max_tokens is not None and keep_ratio is not None:
+        raise InvalidInputError(f"give max_tokens or keep_ratio, not both; got {max_tokens!r} and {keep_ratio!r}")
     if max_tokens is not None and (
         isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 1
     ):
         raise InvalidInputError(f"max_tokens must be an integer >= 1; got {max_tokens!r}")
-    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 < float(ratio) <= 1):
-        raise InvalidInputError(f"ratio must be in (0, 1]; got {ratio!r}")
+    if keep_ratio is not None and (
+        isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 < float(keep_ratio) <= 1
+    ):
+        raise InvalidInputError(f"keep_ratio must be in (0, 1]; got {keep_ratio!r}")
 
 
-def budget_in_tokens(max_tokens: int | None, ratio: float | None, default: int, total: int) -> int:
-    """The budget: `max_tokens`, or `ratio` of `total` (rounded down, at least 1), or `default`."""
-    if ratio is not None:
-        return max(1, math.floor(float(ratio) * total + 1e-9))
+def budget_in_tokens(max_tokens: int | None, keep_ratio: float | None, default: int, total: int) -> int:
+    """The budget: `max_tokens`, or `keep_ratio` of `total` (rounded down, at least 1), or `default`."""
+    if keep_ratio is not None:
+        return max(1, math.floor(float(keep_ratio) * total + 1e-9))
     return default if max_tokens is None else int(max_tokens)
 
 

@@ -1,7 +1,7 @@
-"""How much the draft looks at each prompt token (paper section 4.2; golden README rules 1-3).
+"""The draft's attention to each prompt token (paper section 4.2; golden README rules 1-3).
 
-The attention of the last prompt tokens, and of every token drafted after them, is reduced to one number per
-prompt token while the layers run. Nothing of size [heads, queries, tokens] outlives the layer that made it.
+The attention of the last prompt tokens, and of every token drafted after them, is reduced to one number per prompt
+token while the layers run. No tensor of size [heads, queries, tokens] outlives its layer.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ...config import SpecPCConfig
-from ...errors import ScoringError
 from ...models.attention import StopForward, observing, tail_attention
 from ...models.compatibility import Reports, attention_layers, check_chunks, check_padding, position_limit
 from ...models.loading import cut_after_end, end_ids, input_device
+from .scorer import check_finite
 
 
 @dataclass(frozen=True)
 class Importance:
-    """What one reading of a left-padded batch found.
+    """Token scores of a left-padded batch.
 
     Attributes:
         scores: float32 [batch, tokens]; 0 at padding. For reduction "mean" the sum, not divided.
-        lookahead_ids: per row LongTensor [drafted <= lookahead_tokens], cut after the first end-of-sequence token;
-            None if nothing had to be drafted.
+        lookahead_ids: Per row LongTensor [<= lookahead_tokens], cut after the first end-of-sequence token; None if they
+            were not asked for.
     """
 
     scores: Tensor
@@ -34,7 +34,7 @@ class Importance:
 
 
 class _Reducer:
-    """Observer that folds each layer's attention into one [batch, prompt tokens] tensor."""
+    """Observer that reduces each layer's attention into one float32 [batch, prompt tokens] tensor."""
 
     def __init__(self, view: PreTrainedModel, batch: int, prompt: int, window: int, config: SpecPCConfig):
         layers = int(view.config.get_text_config().num_hidden_layers)
@@ -42,12 +42,12 @@ class _Reducer:
         self.prompt, self.window, self.config = prompt, window, config
         self.start, self.last = config.resolved_start(layers), layers - 1
         self.view, self.layers = view, attention_layers(view)
-        self.active = torch.ones(batch, dtype=torch.bool)  # rows whose next drafted query still counts
+        self.active = torch.ones(batch, dtype=torch.bool)  # rows that have not ended
         self.stop_after_last = False
-        self.end = 0  # tokens of the sequence up to the ones now running
+        self.end = 0  # sequence length at the end of the current pass
 
     def start_pass(self, new: int, end: int, *, cached: bool) -> None:
-        """Before each forward pass: it runs `new` tokens, up to the sequence's `end`."""
+        """Announce a forward pass over `new` tokens that end at sequence length `end`."""
         self.end = end
         self.reports = Reports(self.view, self.layers, new, end, windows=cached)
 
@@ -61,17 +61,17 @@ class _Reducer:
 
     def _reduce(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         new, seen = query.shape[2], key.shape[2]
-        first_key = self.end - seen  # > 0 where a sliding-window cache has let go of the beginning
+        first_key = self.end - seen  # > 0 where a sliding-window cache dropped the beginning
         window_start = self.prompt - self.window
         prefill = self.end <= self.prompt
         rows = min(new, self.end - window_start) if prefill else new
         weights = None
         if prefill and self.config.weighted_query and self.window > 1:
-            # The oldest query of the window weighs 0, the newest 1 (a chunk holds a part of the window).
+            # Weights rise from 0 at the oldest query of the window to 1 at the newest (a chunk may hold a part of it).
             first_row = self.end - rows - window_start
             weights = torch.linspace(0, 1, self.window, device=query.device)[first_row : first_row + rows]
         maximum = self.config.reduction_type == "max"
-        keys = min(seen, self.prompt - first_key)  # drafted tokens are looked at too, but are not scored
+        keys = min(seen, self.prompt - first_key)  # drafted tokens receive attention too, but no score
         found = torch.zeros(query.shape[0], keys, device=query.device)
         for _, piece_rows, attention in tail_attention(query, key, mask, scaling, rows):
             if weights is not None:
@@ -96,16 +96,16 @@ def read_importance(
     *,
     draft_tokens: bool = True,
 ) -> Importance:
-    """Run the draft over a left-padded batch and reduce what its last `window` tokens attend to.
+    """Run the draft over a left-padded batch and reduce the attention of its last `window` tokens.
 
     Args:
-        view: from `attention_view`.
+        view: From `attention_view`.
         input_ids, attention_mask: LongTensor [batch, tokens]; every row has more than `window` real tokens.
-        window: number of prompt queries that look.
+        window: Number of last prompt tokens whose queries count.
         config: `lookahead_tokens`, `starting_layer_index`, `reduction_type`, `weighted_query` and
             `prefill_chunk_size` are used here.
-        draft_tokens: also return the drafted ids. With False and one lookahead token the forward pass ends at
-            the last layer's scores: no LM head, no last MLP.
+        draft_tokens: Also return the drafted ids. With False and one lookahead token the forward pass ends at the last
+            layer's attention: no LM head, no last MLP.
 
     Raises:
         ScoringError: a score is NaN or infinite.
@@ -153,17 +153,6 @@ def read_importance(
     return Importance(scores, drafted if draft_tokens else None)
 
 
-def check_finite(scores: Tensor) -> None:
-    """Raises:
-    ScoringError: a score is NaN or infinite.
-    """
-    if not torch.isfinite(scores).all():
-        raise ScoringError(
-            "the draft model's attention is NaN or infinite. Load it with dtype='float32', "
-            "or check its weights: load_model(..., dtype='float32')."
-        )
-
-
 def _draft(
     view: PreTrainedModel,
     reducer: _Reducer,
@@ -173,7 +162,7 @@ def _draft(
     cache: DynamicCache | None,
     steps: int,
 ) -> list[Tensor]:
-    """Greedy decoding; each step's query looks at the prompt too. The last drafted token is never fed."""
+    """Draft greedily; each step's query is scored with too. The last drafted token is never fed."""
     ends = end_ids(view)
     drafted = [logits.argmax(-1)]
     for _ in range(steps - 1):

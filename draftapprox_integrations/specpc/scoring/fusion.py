@@ -1,120 +1,32 @@
-"""One score for each sentence, from all that is known about it.
+"""Fuse several scorers into one score for each sentence.
 
-The draft's attention knows what a question means but is easily lost among passages that look alike; the words know
-names and numbers but no meaning; an embedder and the retriever know something of both. Each is put on a common scale,
-and they are added. Then a second look: what the best sentence names beyond the question (the person who wrote the song)
-is searched for too, because the next piece of evidence stands there.
+A draft's attention knows meaning but is easily lost among passages that look alike. BM25 knows names and numbers but no
+meaning. An embedder and the retriever each add something of both. Every part is brought to a common scale, and the sum
+counts. Then comes a second look: new terms of the best sentence (the person who wrote the song) are searched for as
+well, because the next piece of evidence often mentions them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...errors import InvalidInputError
-from ..text.packing import Unit
-from .bm25 import BM25Index
+from ..text.segmentation import Passage, Sentence
+from .bm25 import BM25Index, BM25Scorer, owners_of, with_titles
+from .embedder import Embedder, EmbedderScorer
+from .scorer import AttentionScorer, Scorer, SentenceScores, check_scores
 
-# What the second look and the retriever's scores weigh beside the others' 1 (docs/LOG.md).
+# Weights beside the other parts' 1 (docs/LOG.md).
 SECOND_LOOK = 0.8
 RETRIEVER = 0.5
 
 
-class LangChainEmbeddings(Protocol):
-    """LangChain's `Embeddings`, as far as it is needed."""
-
-    def embed_documents(self, texts: list[str], /) -> Any:
-        """Vectors of texts."""
-
-    def embed_query(self, text: str, /) -> Any:
-        """The vector of a question."""
-
-
-class LlamaIndexEmbedding(Protocol):
-    """LlamaIndex's `BaseEmbedding`, as far as it is needed."""
-
-    def get_text_embedding_batch(self, texts: list[str], /) -> Any:
-        """Vectors of texts."""
-
-    def get_query_embedding(self, query: str, /) -> Any:
-        """The vector of a question."""
-
-
-Embedder: TypeAlias = "LangChainEmbeddings | LlamaIndexEmbedding | Callable[[list[str]], Any]"
-
-
-def fuse(
-    query: str,
-    texts: Sequence[str],
-    attention: Tensor,
-    passages: Sequence[int],
-    retriever_scores: Sequence[float | None] | None = None,
-    embedder: Embedder | None = None,
-) -> Tensor:
-    """float32 [sentences]: the higher, the more wanted.
-
-    Args:
-        query: The question.
-        texts: From `titled`.
-        attention: float32 [sentences], how much the draft looks at each.
-        passages: The passage of each sentence.
-        retriever_scores: Per passage what the retriever said, None where it said nothing.
-        embedder: Gives vectors of texts.
-
-    Raises:
-        InvalidInputError: the embedder failed, or gave something else than one vector for each text.
-    """
-    words = BM25Index(texts, passages)
-    parts = [standardized(attention.clamp(min=1e-9).log()), standardized(words.scores(query))]
-    if embedder is not None:
-        parts.append(standardized(similarities(embedder, query, texts)))
-    total = torch.stack(parts).sum(dim=0)
-    if retriever_scores is not None:
-        known = [score for score in retriever_scores if score is not None and math.isfinite(score)]
-        if known:
-            lowest = min(known)
-            filled = [
-                lowest if score is None or not math.isfinite(score) else float(score) for score in retriever_scores
-            ]
-            total = total + RETRIEVER * standardized(torch.tensor(filled))[torch.tensor(passages)]
-    if len(texts) > 1:
-        best = int(total.argmax())
-        again = standardized(words.scores(words.news(best, query)))
-        again[[text == texts[best] for text in texts]] = 0.0  # it finds itself, which says nothing
-        total = total + SECOND_LOOK * again
-    return total
-
-
-def check_embedder(embedder: Any) -> Any:
-    """The embedder, if it is one.
-
-    Raises:
-        InvalidInputError: it can give no vectors.
-    """
-    known = any(hasattr(embedder, name) for name in ("embed_documents", "get_text_embedding_batch"))
-    if embedder is not None and (isinstance(embedder, type) or not (known or callable(embedder))):
-        raise InvalidInputError(
-            "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, or a function from a list of texts "
-            f"to their vectors; got {embedder!r}"
-        )
-    return embedder
-
-
-def titled(units: Sequence[Unit], passages: Sequence[str], titles: Sequence[str | None]) -> list[str]:
-    """Of each sentence its passage's title, if any, and itself."""
-    texts = []
-    for unit in units:
-        title, text = titles[unit.passage], passages[unit.passage][unit.start : unit.end]
-        texts.append(f"{title}\n{text}" if title else text)
-    return texts
-
-
-def standardized(values: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1; all 0 where they are all alike."""
+def standardize(values: Tensor) -> Tensor:
+    """Shift and scale values [any] to mean 0 and standard deviation 1; all 0 where they are equal."""
     if len(values) < 2:
         return torch.zeros_like(values)
     values = values - values.mean()
@@ -122,32 +34,112 @@ def standardized(values: Tensor) -> Tensor:
     return values / spread if float(spread) > 1e-9 else torch.zeros_like(values)
 
 
-def similarities(embedder: Embedder, query: str, texts: Sequence[str]) -> Tensor:
-    """float32 [texts]: cosine of the vectors of query and text.
+def standardize_log(values: Tensor) -> Tensor:
+    """`standardize` the logarithms of positive values, for heavy-tailed scores such as attention."""
+    return standardize(values.clamp(min=1e-9).log())
 
-    Raises:
-        InvalidInputError: the embedder failed, or gave something else than one vector for each text.
+
+def unscaled(values: Tensor) -> Tensor:
+    """`values`, for a part that brings its own scale."""
+    return values
+
+
+@dataclass(frozen=True)
+class Part:
+    """One scorer of a fusion.
+
+    Attributes:
+        scorer: The scorer.
+        weight: Factor of its scaled scores.
+        scale: Brings its scores float32 [all sentences] to the common scale.
     """
-    embed: Any = embedder
-    name = type(embedder).__name__
-    try:
-        if hasattr(embed, "embed_documents"):
-            found, asked = embed.embed_documents(list(texts)), embed.embed_query(query)
-        elif hasattr(embed, "get_text_embedding_batch"):
-            found, asked = embed.get_text_embedding_batch(list(texts)), embed.get_query_embedding(query)
-        else:
-            asked, *found = embed([query, *texts])
-    except Exception as error:  # somebody else's code
-        raise InvalidInputError(f"the embedder {name} failed: {type(error).__name__}: {error}") from error
-    try:
-        vectors = torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in found])
-        question = torch.as_tensor(asked, dtype=torch.float32)
-        if vectors.shape != (len(texts), len(question)):
-            raise ValueError(f"{len(texts)} texts gave vectors of shape {list(vectors.shape)}")
-        if not (torch.isfinite(vectors).all() and torch.isfinite(question).all()):
-            raise ValueError("NaN or infinite numbers are among them")
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise InvalidInputError(
-            f"the embedder {name} must return one vector of finite numbers for each text ({error})"
-        ) from error
-    return torch.nn.functional.cosine_similarity(vectors, question[None], dim=-1)
+
+    scorer: Scorer
+    weight: float = 1.0
+    scale: Callable[[Tensor], Tensor] = standardize
+
+
+class RetrieverScorer:
+    """Gives every sentence its passage's retriever score, standardized over the passages.
+
+    A passage without a score counts as the worst that has one; all 0 where no passage has one.
+    """
+
+    def score(self, query: str, passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]]) -> list[Tensor]:
+        """Per passage float32 [sentences], all equal."""
+        scores = [passage.retriever_score for passage in passages]
+        known = [score for score in scores if score is not None and math.isfinite(score)]
+        if not known:
+            return [torch.zeros(len(group)) for group in sentences]
+        filled = [min(known) if score is None or not math.isfinite(score) else float(score) for score in scores]
+        values = standardize(torch.tensor(filled))
+        return [value.expand(len(group)) for value, group in zip(values, sentences, strict=True)]
+
+
+class FusionScorer:
+    """Weighted sum of scorers on a common scale, with a second look, as probabilities.
+
+    Args:
+        parts: The scorers; a bare one is a `Part` of weight 1.
+        second_look: Weight of the search for new terms of the best sentence; 0 for none.
+    """
+
+    def __init__(self, parts: Sequence[Scorer | Part], second_look: float = SECOND_LOOK):
+        self.parts = [part if isinstance(part, Part) else Part(part) for part in parts]
+        self.second_look = second_look
+
+    @classmethod
+    def of_draft(cls, attention: AttentionScorer, embedder: Embedder | None = None) -> FusionScorer:
+        """The default of `SpecPC.compress`: attention, BM25, an embedder if there is one, and the retriever."""
+        parts = [Part(attention, scale=standardize_log), Part(BM25Scorer())]
+        if embedder is not None:
+            parts.append(Part(EmbedderScorer(embedder)))
+        return cls([*parts, Part(RetrieverScorer(), RETRIEVER, unscaled)])
+
+    def score(self, query: str, passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]]) -> SentenceScores:
+        """Per passage float32 [sentences], positive, summing to 1 over all passages.
+
+        Raises:
+            InvalidInputError: a part did not return one finite number for each sentence.
+        """
+        sizes = [len(group) for group in sentences]
+        total, tokens = torch.zeros(sum(sizes)), None
+        if len(total) == 0:
+            return SentenceScores(total.split(sizes))
+        for part in self.parts:
+            found = check_scores(part.scorer, part.scorer.score(query, passages, sentences), sentences)
+            total = total + part.weight * part.scale(torch.cat(found))
+            tokens = tokens or found.tokens
+        if self.second_look and len(total) > 1:
+            total = total + self.second_look * second_look(query, passages, sentences, total)
+        return SentenceScores(torch.softmax(total, dim=0).split(sizes), tokens)
+
+
+def second_look(
+    query: str, passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]], scores: Tensor
+) -> Tensor:
+    """Standardized BM25 scores for the new terms of the best sentence; 0 for that sentence and its duplicates.
+
+    Args:
+        query: The query.
+        passages, sentences: As for `Scorer.score`.
+        scores: float32 [all sentences]; the highest is the best sentence.
+
+    Returns:
+        float32 [all sentences].
+    """
+    texts = with_titles(passages, sentences)
+    index = BM25Index(texts, owners_of(sentences))
+    best = int(scores.argmax())
+    again = standardize(index.scores(index.new_terms(best, query)))
+    again[[text == texts[best] for text in texts]] = 0.0  # it finds itself, which says nothing
+    return again
+
+
+def attention_of(scorer: Scorer) -> AttentionScorer | None:
+    """The part of a scorer that runs a draft, if there is one."""
+    if isinstance(scorer, AttentionScorer):
+        return scorer
+    if isinstance(scorer, FusionScorer):
+        return next((found for part in scorer.parts if (found := attention_of(part.scorer)) is not None), None)
+    return None

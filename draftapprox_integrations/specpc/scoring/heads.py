@@ -1,8 +1,7 @@
-"""Which attention heads of a draft look at what answers a question: found once by calibration, kept as a small file.
+"""Calibrated heads of a draft: those whose attention finds the evidence for a query. Calibrated once, saved as a file.
 
-A file is keyed by the model's fingerprint, so that a fine-tune, another size or a renamed folder never gets heads that
-were measured on something else. Calibrated heads of some models come with the package; `draftapprox calibrate` adds
-your own to the cache folder.
+The file is keyed by the model's fingerprint, so a fine-tune, another size or a renamed folder never gets the heads of
+another model. Heads of some models come with the package; `draftapprox calibrate` adds yours to the cache folder.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ...errors import InvalidInputError
 from ...models.embedded import cache_folder
+from ...models.loading import LoadedModel
 
 _PACKAGED = Path(__file__).parent / "calibrated"
 _FORMAT = 1
@@ -34,10 +34,10 @@ class HeadSet:
     """Heads whose attention finds evidence.
 
     Attributes:
-        model: Name of the model they were found in.
-        fingerprint: As `fingerprint` of that model.
-        heads: (layer, query head), the best first; each counts the same.
-        measured: What calibration saw, for the reader of the file.
+        model: Name of the calibrated model.
+        fingerprint: Its `fingerprint`.
+        heads: (layer, query head), best first; all have the same weight.
+        measured: Figures of the calibration, for people who open the file.
     """
 
     model: str
@@ -52,16 +52,16 @@ class HeadSet:
 
     @property
     def last_layer(self) -> int:
-        """The last layer that has to run."""
+        """Index of the last layer with a calibrated head."""
         return max(layer for layer, _ in self.heads)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write the file that `find_heads` will read; without `path`, into the cache folder.
+        """Write the heads to a file; without `path`, to the cache folder, where `find_heads` finds them.
 
         Raises:
-            InvalidInputError: `path` is a folder, or something else than a file.
+            InvalidInputError: `path` is a folder or a special file.
         """
-        path = saved_heads() / f"{self.fingerprint}.json" if path is None else check_place(path)
+        path = saved_heads() / f"{self.fingerprint}.json" if path is None else check_output(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": _FORMAT, **asdict(self)}
         scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -71,10 +71,10 @@ class HeadSet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadSet:
-        """Read a file.
+        """Read heads from a file.
 
         Raises:
-            InvalidInputError: it is not such a file.
+            InvalidInputError: the file holds no heads.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -87,11 +87,11 @@ class HeadSet:
             ) from error
 
 
-def check_place(path: str | os.PathLike[str]) -> Path:
-    """The path, where a file can be written.
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """`path`, checked to be writable as a file.
 
     Raises:
-        InvalidInputError: it is a folder, or something else than a file.
+        InvalidInputError: it is a folder or a special file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -100,32 +100,32 @@ def check_place(path: str | os.PathLike[str]) -> Path:
 
 
 def check_heads(heads: HeadSet, model: PreTrainedModel) -> HeadSet:
-    """The heads, if they were found in this model.
+    """`heads`, checked to belong to this model.
 
     Raises:
-        InvalidInputError: they were found in another one.
+        InvalidInputError: they were calibrated on another one.
     """
     key, config = fingerprint(model), model.config.get_text_config()
     layers, count = int(config.num_hidden_layers), int(config.num_attention_heads)
     inside = all(0 <= layer < layers and 0 <= head < count for layer, head in heads.heads)
     if not inside or (key is not None and key != heads.fingerprint):
         raise InvalidInputError(
-            f"these heads were found in {heads.model} (fingerprint {heads.fingerprint}), the draft is another model "
-            f"(fingerprint {key}). Calibrate it: draftapprox calibrate --model NAME"
+            f"these heads were calibrated on {heads.model} (fingerprint {heads.fingerprint}), the draft is another "
+            f"model (fingerprint {key}). Calibrate it: draftapprox calibrate --model NAME"
         )
     return heads
 
 
 def saved_heads() -> Path:
-    """The folder for heads that were calibrated on this machine."""
+    """Folder of the heads that were calibrated on this machine."""
     return cache_folder() / "heads"
 
 
 def fingerprint(model: PreTrainedModel) -> str | None:
-    """16 hex digits that tell models apart, whatever their precision; None where the weights are not at hand.
+    """16 hex digits that tell models apart, independent of precision; None if weights are offloaded.
 
-    Made of the architecture's sizes and of all one-dimensional weights (norms, biases), rounded to bfloat16: these are
-    kept in full precision by quantized formats.
+    A hash of the architecture's sizes and of all one-dimensional weights (norms, biases) rounded to bfloat16: quantized
+    formats keep these in full precision.
     """
     config = model.config.get_text_config()
     names = ("model_type", *_SIZES)
@@ -142,7 +142,7 @@ def fingerprint(model: PreTrainedModel) -> str | None:
 
 
 def find_heads(model: PreTrainedModel) -> HeadSet | None:
-    """The calibrated heads of a model: this machine's, else the package's; None where it was never calibrated."""
+    """Calibrated heads of a model: this machine's, else the package's; None if it was never calibrated."""
     key = fingerprint(model)
     if key is None:
         return None
@@ -158,3 +158,18 @@ def find_heads(model: PreTrainedModel) -> HeadSet | None:
         if found.fingerprint == key:
             return found
     return None
+
+
+def require_heads(draft: LoadedModel) -> HeadSet:
+    """Calibrated heads of a draft.
+
+    Raises:
+        InvalidInputError: it was never calibrated.
+    """
+    found = find_heads(draft.model)
+    if found is None:
+        raise InvalidInputError(
+            f"{draft.name} was never calibrated. Run: draftapprox calibrate --model {draft.name}, or use "
+            'scorer="fused", which works without, or "joint".'
+        )
+    return found

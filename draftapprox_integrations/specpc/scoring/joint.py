@@ -1,56 +1,59 @@
-"""The paper's way of scoring text: the draft reads all passages and the question in one prompt."""
+"""The paper's scores on text: the draft reads all passages and the query in one prompt (section 4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from ...config import SpecPCConfig
-from ...models.loading import LoadedModel
-from ...models.tokenization import Encoded
+from ...models.attention import attention_view
+from ...models.loading import ModelSpec, load_model
+from ..text.segmentation import Passage
 from .attention_scores import read_importance
 from .prompt import PromptBuilder
+from .reduction import mean_scores
+from .scorer import AttentionScorer, Reduction, TokenScores
 
 
-def read_together(
-    draft: LoadedModel,
-    view: PreTrainedModel,
-    builder: PromptBuilder,
-    config: SpecPCConfig,
-    encoded: Sequence[Encoded],
-    titles: Sequence[str | None],
-    query: str,
-) -> tuple[list[Tensor], int]:
-    """Scores of each passage's tokens.
+class JointAttentionScorer(AttentionScorer):
+    """Scores by the attention of all heads, from the query and the template's tail to the passages before them.
 
     Args:
-        draft, view, builder: The model, its attention view, its prompts.
-        config: As for `read_importance`; `window_size` None is everything after the context.
-        encoded: The passages; where they do not fit the draft's window they are read in groups.
-        titles: Per passage a title or None.
-        query: The question.
+        draft: What `load_model` takes.
+        config: `reduction_type`, `lookahead_tokens`, `starting_layer_index`, `weighted_query` and `prefill_chunk_size`
+            are used.
+        reduction: From token scores to sentence scores.
 
-    Returns:
-        Per passage float32 [tokens]; how many tokens the draft has read.
+    Raises:
+        UnsupportedModelError: the draft's attention cannot be observed.
     """
-    prompts = builder.build(encoded, builder.headers(titles), query)
-    scores = [torch.zeros(len(tokens.ids)) for tokens in encoded]
-    for prompt in prompts:
-        ids = torch.tensor([prompt.ids])
-        window = min(config.window_size or prompt.window, len(prompt.ids))
-        with draft.lock:
-            read = read_importance(
-                view,
-                ids,
-                torch.ones_like(ids),
-                window,
-                config,
-                draft_tokens=False,
-            )
-        found = read.scores[0]
-        for segment, place in prompt.places:
-            scores[segment.passage][segment.start : segment.stop] = found[place : place + segment.tokens]
-    return scores, sum(len(prompt.ids) for prompt in prompts)
+
+    def __init__(
+        self, draft: ModelSpec = "default", config: SpecPCConfig | None = None, reduction: Reduction = mean_scores
+    ):
+        super().__init__(reduction)
+        self.draft, self.config = load_model(draft), config or SpecPCConfig()
+        self._view = attention_view(self.draft.model)
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        """Builds the draft's prompts."""
+        return PromptBuilder(self.draft)
+
+    def score_tokens(self, query: str, passages: Sequence[Passage]) -> TokenScores:
+        """Attention to each token. Passages that exceed the draft's context window are read in groups."""
+        encoded = self.prompts.encoder.encode([passage.text for passage in passages])
+        headers = self.prompts.headers([passage.title for passage in passages])
+        prompts = self.prompts.build(encoded, headers, query)
+        scores = [torch.zeros(len(tokens.ids)) for tokens in encoded]
+        for prompt in prompts:
+            ids = torch.tensor([prompt.ids])
+            with self.draft.lock:
+                read = read_importance(
+                    self._view, ids, torch.ones_like(ids), prompt.window, self.config, draft_tokens=False
+                )
+            for segment, start in prompt.positions:
+                scores[segment.passage][segment.start : segment.stop] = read.scores[0][start : start + segment.tokens]
+        return TokenScores(scores, [tokens.spans for tokens in encoded], sum(len(prompt.ids) for prompt in prompts))

@@ -1,44 +1,54 @@
-"""Read every passage alone, once; then a question costs its own tokens only.
+"""Read every passage alone, once; then a query costs its own tokens only.
 
-The keys of the calibrated heads are computed for each passage by itself and can be kept (`PassageStore`). The question
-is read by itself too, and its queries meet the keys of all passages in one softmax: scores of passages are comparable,
-whatever their number, and nothing is ever as long as all of them together. Layers behind the last calibrated head do
-not run.
+The keys of the calibrated heads are computed for each passage by itself and can be stored (`PassageStore`). The query
+is read by itself too, and its attention queries meet the keys of all passages in one softmax. So scores of passages are
+comparable, whatever their number, and no sequence is ever as long as all passages together. Layers after the last
+calibrated head do not run.
 
-Rotary embeddings make attention depend on distance, which says nothing here. So the question is read at several places,
-`BUCKET` tokens apart, and each key meets the queries that stand at about the same distance from it (docs/LOG.md).
+Rotary embeddings make attention depend on distance, which carries no meaning here. So the query is read at several
+positions, `BUCKET` tokens apart, and each key meets the queries at about the same distance from it (docs/LOG.md).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ...errors import InvalidInputError
-from ...models.attention import StopForward, observing
-from ...models.loading import LoadedModel, input_device
-from ...models.tokenization import Encoded
-from ..store.key_codec import pack_keys, unpack_keys
+from ...models.attention import StopForward, attention_view, observing
+from ...models.loading import LoadedModel, ModelSpec, input_device, load_model
+from ..store.key_codec import Int8KeyCodec, KeyCodec
 from ..store.passage_store import PassageStore
-from .attention_scores import check_finite
-from .heads import HeadSet
+from ..text.segmentation import Passage
+from .heads import HeadSet, check_heads, require_heads
 from .prompt import PromptBuilder
+from .reduction import mean_scores
+from .scorer import AttentionScorer, Reduction, TokenScores, check_finite
 
 # Tokens of one forward pass, padding included: memory stays flat, and longer passes gain nothing on a CPU.
 BATCH_TOKENS = 4096
 # A longer passage is read in pieces of this many tokens.
 PIECE_TOKENS = 512
-# Every key meets queries that stand from 1 to this many tokens behind it, and the question's length.
+# Every key meets queries that are 1 to this many tokens, plus the query's length, behind it.
 BUCKET = 64
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of a passage that are read by themselves, after its header."""
+
+    passage: int
+    header: list[int]
+    ids: list[int]
+
+
 class _Recorder:
-    """Observer that keeps the queries and keys of some layers and ends the pass after the last."""
+    """Observer that records queries and keys of some layers; ends the pass after the last one if `stop`."""
 
     def __init__(self, layers: set[int], stop: bool):
         self.layers, self.last, self.stop = layers, max(layers), stop
@@ -53,74 +63,79 @@ class _Recorder:
             raise StopForward
 
 
-class PassageReader:
-    """Scores the tokens of passages for a question with a draft's calibrated heads.
+class CalibratedHeadsScorer(AttentionScorer):
+    """Scores by the attention of a draft's calibrated heads, each passage read alone.
 
     Args:
-        draft: The model.
-        view: Its attention view.
-        builder: Makes its prompts.
-        heads: Which heads to listen to.
-        store: Keeps the passages' keys; None computes them for every question.
+        draft: What `load_model` takes.
+        heads: The heads; None finds those that were saved for this draft.
+        store: Keeps the passages' keys between queries; None computes them for every query.
+        reduction: From token scores to sentence scores.
+        codec: How keys are held.
+
+    Raises:
+        InvalidInputError: the draft was never calibrated, or `heads` belong to another model.
+        UnsupportedModelError: the draft's attention cannot be observed.
     """
 
     def __init__(
         self,
-        draft: LoadedModel,
-        view: PreTrainedModel,
-        builder: PromptBuilder,
-        heads: HeadSet,
+        draft: ModelSpec = "default",
+        heads: HeadSet | None = None,
+        *,
         store: PassageStore | None = None,
+        reduction: Reduction = mean_scores,
+        codec: KeyCodec | None = None,
     ):
-        self.heads, self.store = heads, store
-        self._draft, self._view, self.builder = draft, view, builder
-        config = view.config.get_text_config()
+        super().__init__(reduction)
+        self.draft: LoadedModel = load_model(draft)
+        model = self.draft.model
+        self.heads = require_heads(self.draft) if heads is None else check_heads(heads, model)
+        self.store = store
+        self._codec = codec or Int8KeyCodec()
+        self._view = attention_view(model)
+        self.prompts = PromptBuilder(self.draft)
+        config = self._view.config.get_text_config()
         group = int(config.num_attention_heads) // int(config.num_key_value_heads or config.num_attention_heads)
         # (layer, KV head), each once: several query heads may share the keys of one KV head
-        self._pairs = sorted({(layer, head // group) for layer, head in heads.heads})
-        self._pair_of = [self._pairs.index((layer, head // group)) for layer, head in heads.heads]
-        offloaded = any(parameter.device.type == "meta" for parameter in view.parameters())
-        self._stop = not offloaded
-        self._prefix = builder.head
-        content = repr((heads.fingerprint, self._pairs, self._prefix)).encode()
+        self._pairs = sorted({(layer, head // group) for layer, head in self.heads.heads})
+        self._pair_of = [self._pairs.index((layer, head // group)) for layer, head in self.heads.heads]
+        # Offloaded weights are moved by hooks that must run to their end, so then the pass is not cut short.
+        self._stop = not any(parameter.device.type == "meta" for parameter in self._view.parameters())
+        self._prefix = self.prompts.head
+        content = repr((self.heads.fingerprint, self._pairs, self._prefix, self._codec.name)).encode()
         self._key = hashlib.blake2b(content, digest_size=16)
 
-    def scores(self, passages: Sequence[Encoded], titles: Sequence[str | None], query: str) -> tuple[list[Tensor], int]:
-        """How much the question looks at each token of each passage.
+    def score_tokens(self, query: str, passages: Sequence[Passage]) -> TokenScores:
+        """Mean over heads of the highest attention any query token gives; each head's sums to 1 over all passages."""
+        per_head, spans, tokens_read = self.score_heads(query, passages)
+        scores = [(rows / len(self._pair_of)).sum(dim=0) for rows in per_head]
+        for row in scores:
+            check_finite(row)
+        return TokenScores(scores, spans, tokens_read)
 
-        Args:
-            passages: as the draft's tokenizer reads them.
-            titles: read in front of their passages; None for none.
-            query: the question.
+    def score_heads(
+        self, query: str, passages: Sequence[Passage]
+    ) -> tuple[list[Tensor], list[list[tuple[int, int]]], int]:
+        """As `score_tokens`, each head by itself.
 
         Returns:
-            Per passage float32 [tokens], the mean over heads of the highest probability any token of the question
-            gives, each head's summing to 1 over all passages; and how many tokens the draft has read.
+            Per passage float32 [heads, tokens]; per passage the character spans of its tokens; tokens read.
 
         Raises:
-            InvalidInputError: the question, or a title, alone fills the draft's window.
-            ScoringError: a score is NaN or infinite.
+            InvalidInputError: the query, or a title, alone fills the draft's context window.
         """
-        found, read = self.head_scores(passages, titles, query)
-        total = [(rows / len(self._pair_of)).sum(dim=0) for rows in found]
-        for row in total:
-            check_finite(row)
-        return total, read
-
-    def head_scores(
-        self, passages: Sequence[Encoded], titles: Sequence[str | None], query: str
-    ) -> tuple[list[Tensor], int]:
-        """As `scores`, for each head by itself: per passage float32 [heads, tokens]."""
-        pieces = self._pieces(passages, titles)
-        keys, read = self._keys([(header, ids) for _, header, ids in pieces])
+        encoded = self.prompts.encoder.encode([passage.text for passage in passages])
+        pieces = self._pieces([tokens.ids for tokens in encoded], [passage.title for passage in passages])
+        keys, tokens_read = self._keys(pieces)
         lengths = [key.shape[1] for key in keys]
-        queries, question = self._read_question(query, -(-max(lengths, default=1) // BUCKET))
+        queries, query_tokens = self._read_query(query, -(-max(lengths, default=1) // BUCKET))
         sink = self._sink
-        places = torch.cat([torch.arange(length) // BUCKET for length in lengths])
-        buckets = [(places == bucket).nonzero().flatten() for bucket in range(len(queries))]
+        bucket_of = torch.cat([torch.arange(length) // BUCKET for length in lengths])
+        buckets = [(bucket_of == bucket).nonzero().flatten() for bucket in range(len(queries))]
         joined = torch.cat(keys, dim=1)
-        found = [torch.zeros(len(self._pair_of), len(passage.ids)) for passage in passages]
-        for head, pair in enumerate(self._pair_of):  # one by one: [question, all tokens] is large enough
+        scores = [torch.zeros(len(self._pair_of), len(tokens.ids)) for tokens in encoded]
+        for head, pair in enumerate(self._pair_of):  # one by one: [query tokens, all tokens] is large enough
             logits = torch.empty(queries.shape[2], sink.shape[1] + joined.shape[1])
             logits[:, : sink.shape[1]] = queries[0, head] @ sink[pair].T
             for bucket, index in enumerate(buckets):
@@ -128,94 +143,94 @@ class PassageReader:
             highest = torch.softmax(logits, dim=-1)[:, sink.shape[1] :].amax(dim=0)
             highest /= highest.sum().clamp(min=1e-30)
             filled = [0] * len(passages)
-            for (passage, header, ids), scores in zip(pieces, highest.split(lengths), strict=True):
-                start = filled[passage]
-                found[passage][head, start : start + len(ids)] = scores[len(header) :]
-                filled[passage] += len(ids)
-        return found, read + question
+            for piece, attention in zip(pieces, highest.split(lengths), strict=True):
+                start = filled[piece.passage]
+                scores[piece.passage][head, start : start + len(piece.ids)] = attention[len(piece.header) :]
+                filled[piece.passage] += len(piece.ids)
+        return scores, [tokens.spans for tokens in encoded], tokens_read + query_tokens
 
-    def ingest(self, passages: Sequence[Encoded], titles: Sequence[str | None]) -> int:
-        """Put the passages' keys into the store; how many tokens had to be read for that."""
-        _, read = self._keys([(header, ids) for _, header, ids in self._pieces(passages, titles)])
-        return read
+    def ingest(self, passages: Sequence[Passage]) -> int:
+        """Compute the passages' keys and put them into the store; the number of tokens read for that."""
+        encoded = self.prompts.encoder.encode([passage.text for passage in passages])
+        _, tokens_read = self._keys(
+            self._pieces([tokens.ids for tokens in encoded], [passage.title for passage in passages])
+        )
+        return tokens_read
 
-    def _pieces(
-        self, passages: Sequence[Encoded], titles: Sequence[str | None]
-    ) -> list[tuple[int, list[int], list[int]]]:
-        """(passage, ids of its header, ids) of each piece that is read by itself."""
-        headers = self.builder.headers(titles, numbered=False)
+    def _pieces(self, passages: Sequence[list[int]], titles: Sequence[str | None]) -> list[_Piece]:
         pieces = []
-        for index, (passage, header) in enumerate(zip(passages, headers, strict=True)):
-            room = min(self._draft.context_window - len(self._prefix) - len(header), PIECE_TOKENS)
+        for index, (ids, header) in enumerate(zip(passages, self.prompts.headers(titles, numbered=False), strict=True)):
+            room = min(self.draft.context_window - len(self._prefix) - len(header), PIECE_TOKENS)
             if room < 16:
                 raise InvalidInputError(
                     f"the title of passage {index} has {len(header)} tokens, which leaves no room for the passage in "
-                    f"the {self._draft.context_window} tokens that {self._draft.name} reads. Give a shorter title."
+                    f"the {self.draft.context_window} tokens that {self.draft.name} reads. Give a shorter title."
                 )
-            pieces += [(index, header, passage.ids[a : a + room]) for a in range(0, len(passage.ids), room)]
+            pieces += [_Piece(index, header, ids[start : start + room]) for start in range(0, len(ids), room)]
         return pieces
 
-    def _read_question(self, query: str, places: int) -> tuple[Tensor, int]:
-        """The question's queries, float32 [places, heads, question tokens, head_dim], scaled; tokens read.
+    def _read_query(self, query: str, buckets: int) -> tuple[Tensor, int]:
+        """Scaled attention queries of the query, float32 [buckets, heads, query tokens, head_dim]; tokens read.
 
-        It is read with nothing before it; only its position is as if it stood behind a passage.
+        The query is read with nothing before it; only its positions say that it follows a passage.
         """
-        question = self.builder.question(query)
-        head, window = len(self._prefix), self._draft.context_window
-        if head + BUCKET + len(question) > window:
+        ids = self.prompts.query(query)
+        head, window = len(self._prefix), self.draft.context_window
+        if head + BUCKET + len(ids) > window:
             raise InvalidInputError(
-                f"the question takes {len(question)} tokens of the {window} that {self._draft.name} can read. Shorten "
-                "it, or use a draft with a longer context window."
+                f"the query takes {len(ids)} tokens of the {window} that {self.draft.name} can read. Shorten it, or "
+                "use a draft with a longer context window."
             )
-        starts = [min(head + place * BUCKET, window - len(question)) for place in range(1, places + 1)]
-        positions = torch.tensor([list(range(start, start + len(question))) for start in starts])
-        recorder = self._run([question] * places, positions)
+        starts = [min(head + bucket * BUCKET, window - len(ids)) for bucket in range(1, buckets + 1)]
+        positions = torch.tensor([list(range(start, start + len(ids))) for start in starts])
+        recorder = self._run([ids] * buckets, positions)
         queries = [
             recorder.queries[layer][:, index].float().cpu() * recorder.scaling[layer]
             for layer, index in self.heads.heads
         ]
-        return torch.stack(queries, dim=1), places * len(question)
+        return torch.stack(queries, dim=1), buckets * len(ids)
 
     @cached_property
     def _sink(self) -> Tensor:
-        """Keys of the prompt's head, float32 [pairs, tokens, head_dim]: where attention goes that finds nothing."""
+        """Keys of the prompt's head, float32 [pairs, tokens, head_dim]: attention goes there if it finds nothing."""
         recorder = self._run([self._prefix], None)
         return torch.stack([recorder.keys[layer][0, kv].float().cpu() for layer, kv in self._pairs])
 
-    def _keys(self, pieces: Sequence[tuple[list[int], list[int]]]) -> tuple[list[Tensor], int]:
-        """Keys [pairs, header and piece, head_dim] of each piece, from the store or newly read; tokens read."""
-        names = [self._name(header, ids) for header, ids in pieces]
-        held = self.store.get(names) if self.store is not None else {}
-        known = {name: unpack_keys(value, len(self._pairs)) for name, value in held.items()}
-        missing = {name: index for index, name in enumerate(names) if name not in known}
-        rows = {name: [*self._prefix, *pieces[index][0], *pieces[index][1]] for name, index in missing.items()}
-        read = 0
+    def _keys(self, pieces: Sequence[_Piece]) -> tuple[list[Tensor], int]:
+        """Keys [pairs, header and piece, head_dim] of each piece, from the store or computed; tokens read."""
+        names = [self._name(piece) for piece in pieces]
+        stored = self.store.get(names) if self.store is not None else {}
+        known = {name: self._codec.unpack(value, len(self._pairs)) for name, value in stored.items()}
+        missing = {name: piece for name, piece in zip(names, pieces, strict=True) if name not in known}
+        rows = {name: [*self._prefix, *piece.header, *piece.ids] for name, piece in missing.items()}
+        tokens_read = 0
         for batch in _batches(rows):
             longest = max(len(rows[name]) for name in batch)
-            # Padded on the right: causal attention never looks there, so no mask is needed.
+            # Padded on the right: causal attention never reaches there, so no mask is needed.
             recorder = self._run([rows[name] + [0] * (longest - len(rows[name])) for name in batch], None)
             new = {}
-            for place, name in enumerate(batch):
+            for row, name in enumerate(batch):
                 stop = len(rows[name])
-                keys = [recorder.keys[layer][place, kv, len(self._prefix) : stop] for layer, kv in self._pairs]
-                new[name] = pack_keys(torch.stack(keys).float().cpu())
-                known[name] = unpack_keys(new[name], len(self._pairs))
-                read += stop
+                keys = [recorder.keys[layer][row, kv, len(self._prefix) : stop] for layer, kv in self._pairs]
+                new[name] = self._codec.pack(torch.stack(keys).float().cpu())
+                known[name] = self._codec.unpack(new[name], len(self._pairs))
+                tokens_read += stop
             if self.store is not None:
                 self.store.put(new)
-        return [known[name] for name in names], read
+        return [known[name] for name in names], tokens_read
 
-    def _name(self, header: list[int], ids: list[int]) -> bytes:
-        """The key of a piece in the store: what was read by which model."""
+    def _name(self, piece: _Piece) -> bytes:
+        """The key of a piece in the store: the model, its heads, and the tokens read."""
         digest = self._key.copy()
-        digest.update(torch.tensor([len(header), *header, *ids], dtype=torch.int32).numpy().tobytes())
+        content = torch.tensor([len(piece.header), *piece.header, *piece.ids], dtype=torch.int32)
+        digest.update(content.numpy().tobytes())
         return digest.digest()
 
     @torch.inference_mode()
     def _run(self, rows: list[list[int]], positions: Tensor | None) -> _Recorder:
         recorder = _Recorder({layer for layer, _ in self.heads.heads}, self._stop)
         device = input_device(self._view)
-        with self._draft.lock, observing(recorder):
+        with self.draft.lock, observing(recorder):
             self._view(
                 input_ids=torch.tensor(rows, device=device),
                 position_ids=None if positions is None else positions.to(device),
@@ -226,7 +241,7 @@ class PassageReader:
 
 
 def _batches(rows: dict[bytes, list[int]]) -> Iterator[list[bytes]]:
-    """Names of rows that are read together: of about equal length, at most `BATCH_TOKENS` with their padding."""
+    """Names of rows that are read together: about equally long, at most `BATCH_TOKENS` with their padding."""
     batch: list[bytes] = []
     for name in sorted(rows, key=lambda name: len(rows[name])):
         if batch and (len(batch) + 1) * len(rows[name]) > BATCH_TOKENS:

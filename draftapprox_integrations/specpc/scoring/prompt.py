@@ -1,7 +1,7 @@
-"""The prompt that the draft reads: its own chat template around the numbered passages and the question.
+"""The draft's prompt: its chat template around the numbered passages and the query.
 
-Template text is tokenized with special tokens, passages and question without: a passage that contains
-"<|im_end|>" cannot end the turn. Each passage is tokenized alone, so its character offsets stay its own.
+Template text is encoded with special tokens, passages and query without: a passage that contains "<|im_end|>" cannot
+end the turn. Each passage is encoded alone, so its character offsets stay its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CONTEXT, _QUERY = "[[draftapprox-context]]", "[[draftapprox-query]]"
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `stop` of passage `passage`: all of it, or a part of one too long for the window."""
+    """Tokens [start, stop) of passage `passage`: all of it, or a part if it exceeds the context window."""
 
     passage: int
     start: int
@@ -35,17 +35,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One reading for the draft.
+    """One prompt for the draft.
 
     Attributes:
-        ids: The whole prompt.
-        window: Number of tokens after the context: question and template tail.
-        places: For each segment the position in `ids` of its first token.
+        ids: Token ids of the whole prompt.
+        window: Number of tokens after the passages: the query and the template's tail.
+        positions: Each segment with the index in `ids` of its first token.
     """
 
     ids: list[int]
     window: int
-    places: list[tuple[Segment, int]]
+    positions: list[tuple[Segment, int]]
 
 
 class PromptBuilder:
@@ -58,7 +58,7 @@ class PromptBuilder:
     def __init__(self, draft: LoadedModel):
         self._draft = draft
         tokenizer = draft.require_tokenizer()
-        self.reader = TextEncoder(tokenizer)
+        self.encoder = TextEncoder(tokenizer)
         content = f"{INSTRUCTION}\n\n{_CONTEXT}Question: {_QUERY}"
         if tokenizer.chat_template:
             try:
@@ -69,49 +69,49 @@ class PromptBuilder:
                 )
             except TemplateError as error:
                 raise InvalidInputError(f"the chat template of {draft.name} failed: {error}") from error
-        else:  # a base model: plain text, begun as its tokenizer begins a text
+        else:  # a base model: plain text, with BOS if its tokenizer adds one
             rendered = f"{_begin_text(draft)}{content}\nAnswer:"
         head, found, rest = rendered.partition(_CONTEXT)
         middle, found_query, tail = rest.partition(_QUERY)
         if not found or not found_query:
-            raise InvalidInputError(f"the chat template of {draft.name} does not show the user's message unchanged")
+            raise InvalidInputError(f"the chat template of {draft.name} changes the user's message")
         self._head, self._middle, self._tail = (
             list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (head, middle, tail)
         )
-        (self._gap,) = (encoded.ids for encoded in self.reader.encode(["\n\n"]))
+        (self._gap,) = (encoded.ids for encoded in self.encoder.encode(["\n\n"]))
 
     @property
     def head(self) -> list[int]:
-        """Ids of everything before the context."""
+        """Ids before the passages."""
         return list(self._head)
 
-    def question(self, query: str) -> list[int]:
-        """Ids of the question itself."""
-        (question,) = self.reader.encode([query.strip()])
-        return question.ids
+    def query(self, query: str) -> list[int]:
+        """Ids of the query."""
+        (encoded,) = self.encoder.encode([query.strip()])
+        return encoded.ids
 
     def tail(self, query: str) -> list[int]:
-        """Ids of everything after the context."""
-        return [*self._middle, *self.question(query), *self._tail]
+        """Ids after the passages."""
+        return [*self._middle, *self.query(query), *self._tail]
 
     def headers(self, titles: Sequence[str | None], *, numbered: bool = True) -> list[list[int]]:
-        """Ids of the line before each passage: its number and, where it has one, its title.
+        """Ids of the line before each passage: its number and its title, if any.
 
         Args:
-            titles: per passage a title or None.
-            numbered: False gives every passage the number 1, as if it stood alone.
+            titles: Per passage a title or None.
+            numbered: False gives every passage the number 1, for passages that are read alone.
         """
         numbers = range(1, len(titles) + 1) if numbered else [1] * len(titles)
         lines = [f"[{n}] {title.strip()}\n" if title else f"[{n}] " for n, title in zip(numbers, titles, strict=True)]
-        return [encoded.ids for encoded in self.reader.encode(lines)]
+        return [encoded.ids for encoded in self.encoder.encode(lines)]
 
     def build(self, passages: Sequence[Encoded], headers: Sequence[list[int]], query: str) -> list[Prompt]:
-        """Prompts that together hold every token of every passage once, each within the draft's context window.
+        """Prompts that together contain every passage token once, each within the draft's context window.
 
-        One prompt where everything fits; else groups of about equal size, so that scores stay comparable.
+        One prompt if everything fits; else groups of about equal size, so that scores stay comparable.
 
         Raises:
-            InvalidInputError: the question alone fills the window.
+            InvalidInputError: the query alone fills the window.
         """
         tail = self.tail(query)
         lengths = [len(p.ids) + len(h) + len(self._gap) for p, h in zip(passages, headers, strict=True)]
@@ -119,7 +119,7 @@ class PromptBuilder:
         room = self._draft.context_window - len(self._head) - len(tail)
         if room <= 2 * overhead:
             raise InvalidInputError(
-                f"the question takes {len(tail)} tokens of the {self._draft.context_window} that {self._draft.name} "
+                f"the query takes {len(tail)} tokens of the {self._draft.context_window} that {self._draft.name} "
                 "can read. Shorten it, or use a draft with a longer context window."
             )
         return [self._assemble(group, passages, headers, tail) for group in _groups(passages, lengths, overhead, room)]
@@ -128,17 +128,17 @@ class PromptBuilder:
         self, group: list[Segment], passages: Sequence[Encoded], headers: Sequence[list[int]], tail: list[int]
     ) -> Prompt:
         ids = list(self._head)
-        places = []
+        positions = []
         for segment in group:
             ids += headers[segment.passage]
-            places.append((segment, len(ids)))
+            positions.append((segment, len(ids)))
             ids += passages[segment.passage].ids[segment.start : segment.stop]
             ids += self._gap
-        return Prompt([*ids, *tail], len(tail), places)
+        return Prompt([*ids, *tail], len(tail), positions)
 
 
 def _groups(passages: Sequence[Encoded], lengths: list[int], overhead: int, room: int) -> list[list[Segment]]:
-    """Deal the passages out in order; one that is longer than a group goes on in the next."""
+    """Divide the passages into groups, in order; one that exceeds its group continues in the next."""
     total = sum(lengths)
     count = -(-total // room)
     # Splitting passages adds headers; aim a little below an equal share of the room.

@@ -1,56 +1,54 @@
-"""Sentences that stand in several passages because chunks overlap, or because a passage was retrieved twice."""
+"""Sentences that occur in several passages because chunks overlap, or because a passage was retrieved twice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .packing import Unit
+from .segmentation import Passage, Sentence
 
 _REACH = 64  # sentences compared to either side: enough for any overlap
-_RIVALS = 16  # kept copies that a sentence is compared with
+_RIVALS = 16  # kept duplicates that a sentence is compared with
 
 
-def without_copies(
-    passages: Sequence[str], titles: Sequence[str | None], units: Sequence[Unit], ranked: Sequence[int]
-) -> list[int]:
-    """`ranked` without sentences of which a copy comes earlier in it.
+def without_duplicates(passages: Sequence[Passage], sentences: Sequence[Sentence], ranked: Sequence[int]) -> list[int]:
+    """Drop duplicates of higher-ranked sentences.
 
-    Two passages may both say "It has a pool." of different hotels. A sentence is a copy only where the passages, of the
-    same title, agree around it until one of them ends, as overlapping chunks of a text do.
+    Two passages may both say "It has a pool." about different hotels. So a sentence is a duplicate only where passages
+    with the same title agree around it until one of them ends, as overlapping chunks of one text do.
 
     Args:
-        passages: the texts.
-        titles: of each, or None.
-        units: their sentences, in reading order.
-        ranked: indices of `units`, the most wanted first.
-    """
-    texts = [passages[unit.passage][unit.start : unit.end] for unit in units]
+        passages: The passages.
+        sentences: All their sentences, in reading order.
+        ranked: Indices of `sentences`, best first.
 
-    def ends_alike(one: int, other: int, step: int) -> bool:
-        """Whether going on from both, they agree until the passage of one ends."""
+    Returns:
+        `ranked` without the duplicates.
+    """
+
+    def agree(one: int, other: int, step: int) -> bool:
+        """Whether both passages read the same from here on, in steps of 1 or -1, until one of them ends."""
         for distance in range(step, step * _REACH, step):
             a, b = one + distance, other + distance
-            over = [
-                not 0 <= i < len(units) or units[i].passage != units[start].passage
-                for i, start in ((a, one), (b, other))
-            ]
-            if any(over):
+            if not inside(a, one) or not inside(b, other):
                 return True
-            if texts[a] != texts[b]:
+            if sentences[a].text != sentences[b].text:
                 return False
         return True
 
-    def is_copy(one: int, other: int) -> bool:
-        here, there = units[one].passage, units[other].passage
-        if here == there or titles[here] != titles[there]:
+    def inside(index: int, start: int) -> bool:
+        return 0 <= index < len(sentences) and sentences[index].passage == sentences[start].passage
+
+    def is_duplicate(one: int, other: int) -> bool:
+        here, there = sentences[one].passage, sentences[other].passage
+        if here == there or passages[here].title != passages[there].title:
             return False
-        return ends_alike(one, other, -1) and ends_alike(one, other, 1)
+        return agree(one, other, -1) and agree(one, other, 1)
 
     kept: dict[str, list[int]] = {}
     order = []
     for index in ranked:
-        rivals = kept.setdefault(texts[index], [])
-        if any(is_copy(index, rival) for rival in rivals[:_RIVALS]):
+        rivals = kept.setdefault(sentences[index].text, [])
+        if any(is_duplicate(index, rival) for rival in rivals[:_RIVALS]):
             continue
         rivals.append(index)
         order.append(index)

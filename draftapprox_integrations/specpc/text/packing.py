@@ -1,31 +1,30 @@
-"""Fill a token budget with units, best first, counted exactly in the reader's tokenizer."""
+"""Pack ranked units into a token budget, counted exactly with the tokenizer of the text's reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...errors import BudgetError
 from ...results import Span
-from .segmentation import join_spans, split_units
+from .ranking import Ranking
+from .segmentation import Sentence, join_spans, words
 
 _FILL_ATTEMPTS = 64  # units tried after the first that does not fit
-_LEAST_TOKENS = 4  # of each passage, where a little of all is asked for and the budget is scarce
+_LEAST_TOKENS = 4  # reserved for each passage where every passage must keep something and the budget is scarce
 
 Counter = Callable[[Sequence[str]], list[int]]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of passage `passage` that is kept or dropped whole."""
-
-    passage: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
 class Packed:
-    """Per passage: the kept spans, the text they make, and its tokens."""
+    """The kept part of each passage.
+
+    Attributes:
+        spans: Per passage its kept character spans, ascending.
+        texts: Per passage the text of these spans, joined by the separator.
+        tokens: Per passage the tokens of that text.
+    """
 
     spans: list[list[Span]]
     texts: list[str]
@@ -41,9 +40,9 @@ class Packer:
     """Packs units of some passages into a budget.
 
     Args:
-        passages: The originals.
+        passages: The original texts.
         tokens: Their token counts.
-        separator: Put between pieces.
+        separator: Put between kept pieces of a passage.
         count: Counts the tokens of texts.
     """
 
@@ -51,22 +50,51 @@ class Packer:
         self._passages, self._tokens = passages, tokens
         self._separator, self._count = separator, count
 
-    def pack(
-        self, order: Sequence[Unit], budget: int, sections: Mapping[Unit, int] | None = None
-    ) -> tuple[Packed, int]:
-        """Keep the longest run of `order` that fits, then later units that still fit.
+    def pack(self, ranking: Ranking, budget: int, *, best_of_each: bool = False) -> Packed:
+        """Keep as many units as fit, in the order of `ranking`.
 
         Args:
-            order: the most wanted first.
-            budget: tokens.
-            sections: Of each heading, where what stands under it ends: it comes only with something of that.
+            ranking: The units, from `rank`.
+            budget: Most tokens of all passages together.
+            best_of_each: Keep something of each passage first: its best unit, or the beginning of it.
 
         Returns:
-            What is kept, never more than `budget` tokens, and how long that run was.
+            At most `budget` tokens; something, if a single word fits.
+
+        Raises:
+            BudgetError: the protected units do not fit.
+        """
+        order = ranking.order
+        if best_of_each and ranking.best:
+            best = self.beginnings(ranking.best, budget)
+            order = list(dict.fromkeys([*order[: ranking.protected], *best, *order]))
+        packed, fitted = self.fill(order, budget, ranking.sections)
+        if fitted < ranking.protected:
+            needed = self._measure(order[: ranking.protected]).total
+            raise BudgetError(
+                f"the protected text needs {needed} tokens, the budget is {budget}. "
+                f"Raise max_tokens to at least {needed} or protect less."
+            )
+        if fitted == 0 and order:  # not even the best unit fits, but some of its words may
+            packed, _ = self.fill([*self.beginnings(order[:1], budget), *order[1:]], budget, ranking.sections)
+        return packed
+
+    def fill(
+        self, order: Sequence[Sentence], budget: int, sections: Mapping[Sentence, int] | None = None
+    ) -> tuple[Packed, int]:
+        """Keep the longest prefix of `order` that fits, then later units that still fit.
+
+        Args:
+            order: Units, best first.
+            budget: Most tokens.
+            sections: For each heading the end of its section: a heading fills a gap only with a sentence of it.
+
+        Returns:
+            The kept text, at most `budget` tokens; the length of the prefix.
         """
         low, high = 0, len(order)
         best = self._measure(order[:0])
-        while low < high:  # tokens grow with every unit but for a few at joins, so bisection finds the place
+        while low < high:  # token counts grow with every unit but for a few at joins, so bisection finds the prefix
             middle = (low + high + 1) // 2
             tried = self._measure(order[:middle])
             if tried.total <= budget:
@@ -74,32 +102,35 @@ class Packer:
             else:
                 high = middle - 1
         later = order[low + 1 : low + 1 + _FILL_ATTEMPTS]
-        return self._fill(best, list(order[:low]), later, budget, sections or {}), low
+        return self._fill_gaps(best, list(order[:low]), later, budget, sections or {}), low
 
-    def tokens_of(self, units: Sequence[Unit]) -> int:
-        """Tokens of what `units` make, joined."""
-        return self._measure(units).total
-
-    def beginnings(self, units: Sequence[Unit], budget: int) -> list[Unit]:
-        """Something of each unit, as much of the first ones as can be: whole, or its first words that fit.
+    def beginnings(self, units: Sequence[Sentence], budget: int) -> list[Sentence]:
+        """Something of each unit: the whole, or its first words that fit.
 
         Args:
-            units: at most one per passage, the most wanted first.
-            budget: tokens for all of them; a few of these are set aside for each unit that is still to come.
+            units: At most one per passage, best first.
+            budget: Most tokens of all of them; a few are reserved for each unit that is still to come.
         """
         kept = []
         for index, unit in enumerate(units):
             waiting = len(units) - index - 1
             reserve = waiting * min(_LEAST_TOKENS, budget // (waiting + 1))
-            text = self._passages[unit.passage][unit.start : unit.end]
-            words = [Unit(unit.passage, unit.start + a, unit.start + b) for a, b in split_units(text, "word", ())]
-            packed, _ = self.pack(words, budget - reserve)
-            kept += [Unit(unit.passage, start, end) for start, end in packed.spans[unit.passage]]
+            pieces = [self._unit(unit.passage, unit.start + a, unit.start + b) for a, b in words(unit.text)]
+            packed, _ = self.fill(pieces, budget - reserve)
+            kept += [self._unit(unit.passage, start, end) for start, end in packed.spans[unit.passage]]
             budget -= packed.total
         return kept
 
-    def _fill(
-        self, best: Packed, kept: list[Unit], later: Sequence[Unit], budget: int, sections: Mapping[Unit, int]
+    def _unit(self, passage: int, start: int, end: int) -> Sentence:
+        return Sentence(passage, start, end, self._passages[passage][start:end])
+
+    def _fill_gaps(
+        self,
+        best: Packed,
+        kept: list[Sentence],
+        later: Sequence[Sentence],
+        budget: int,
+        sections: Mapping[Sentence, int],
     ) -> Packed:
         for unit in later:
             if best.total >= budget:
@@ -114,7 +145,7 @@ class Packer:
                 best = tried
         return best
 
-    def _measure(self, units: Sequence[Unit]) -> Packed:
+    def _measure(self, units: Sequence[Sentence]) -> Packed:
         by_passage: dict[int, list[Span]] = {}
         for unit in units:
             by_passage.setdefault(unit.passage, []).append((unit.start, unit.end))
@@ -125,9 +156,9 @@ class Packer:
             texts[index] = self._separator.join(self._passages[index][a:b] for a, b in spans[index])
         touched = list(by_passage)
         tokens = [0] * len(self._passages)
-        for index, found in zip(touched, self._count([texts[i] for i in touched]), strict=True):
-            tokens[index] = found
-            if found >= self._tokens[index]:  # separators made it no shorter: then nothing is gained by cutting
+        for index, count in zip(touched, self._count([texts[i] for i in touched]), strict=True):
+            tokens[index] = count
+            if count >= self._tokens[index]:  # separators made it no shorter, so cutting gains nothing
                 spans[index] = [(0, len(self._passages[index]))]
                 texts[index], tokens[index] = self._passages[index], self._tokens[index]
         return Packed(spans, texts, tokens)

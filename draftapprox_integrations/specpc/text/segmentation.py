@@ -1,27 +1,28 @@
-"""Cut a passage into units that are kept or dropped whole: sentences, words, or the draft's tokens.
+"""Split passages into the units that are kept or dropped whole: sentences, words, or the draft's tokens.
 
-Units are character spans in reading order that do not overlap; between them lies only white space.
+The units of a passage are character spans in reading order that do not overlap; between them is only white space.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ...config import Granularity
 from ...results import Span
 
 MAX_UNIT_CHARACTERS = 600
 
-# Scripts written without spaces: each character is a word of its own.
+# Scripts written without spaces: every character counts as a word.
 _UNSPACED = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-# A line that stands alone: heading, list item, table row, quote, rule.
+# A line that starts a paragraph: heading, list item, table row, quote, rule.
 _OWN_LINE = re.compile(r"\s*(?:#{1,6}\s|[-*+\u2022]\s|\d{1,3}[.)]\s|\||>|(?:[-=*_]\s*){3,}$)")
 _FENCE = re.compile(r"\s*(```+|~~~+)")
 _BREAK = re.compile(
     r"""
-    [.!?\u2026\u0964\u061f\u06d4]+["'\u201d\u2019)\]]*(?=\s)   # a full stop and what closes with it, then a space
+    [.!?\u2026\u0964\u061f\u06d4]+["'\u201d\u2019)\]]*(?=\s)   # a full stop and closing marks, then white space
     | [\u3002\uff01\uff1f\uff61]+["'\u201d\u2019\u300d\u300f)\]]*   # CJK full stops need no space
     """,
     re.VERBOSE,
@@ -33,23 +34,72 @@ _ABBREVIATION = re.compile(
 )
 
 
-def split_units(text: str, granularity: Granularity, tokens: Sequence[Span]) -> list[Span]:
-    """Spans of the units of `text`.
+@dataclass(frozen=True)
+class Passage:
+    """A passage as scorers receive it.
+
+    Attributes:
+        text: The text.
+        title: Its title, or None.
+        retriever_score: The retriever's score, the higher the better; None if unknown.
+    """
+
+    text: str
+    title: str | None = None
+    retriever_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A unit of text that is kept or dropped whole; at finer granularity a word or a token.
+
+    Attributes:
+        passage: Index of its passage.
+        start, end: Character span [start, end) in the passage.
+        text: The characters of that span.
+    """
+
+    passage: int
+    start: int
+    end: int
+    text: str = field(compare=False)
+
+
+def segment(
+    passages: Sequence[str], granularity: Granularity = "sentence", token_spans: Sequence[Sequence[Span]] | None = None
+) -> list[list[Sentence]]:
+    """Split passages into units.
 
     Args:
-        text: the passage.
+        passages: Texts.
         granularity: "sentence", "word" or "token".
-        tokens: character spans of the draft's tokens (used for "token" only).
+        token_spans: Per passage the character spans of its tokens; needed for "token" only.
+
+    Returns:
+        Per passage its units in reading order; none for blank text.
     """
+    units = []
+    for index, text in enumerate(passages):
+        spans = _spans_of(text, granularity, token_spans[index] if token_spans is not None else ())
+        units.append([Sentence(index, start, end, text[start:end]) for start, end in spans])
+    return units
+
+
+def _spans_of(text: str, granularity: Granularity, tokens: Sequence[Span]) -> list[Span]:
     if granularity == "token":
-        return token_units(text, tokens)
+        return merge_tokens(text, tokens)
     if granularity == "word":
-        return [match.span() for match in _WORD.finditer(text)]
+        return words(text)
     return sentences(text)
 
 
-def token_units(text: str, tokens: Sequence[Span]) -> list[Span]:
-    """Tokens as units. Tokens that share a character (bytes of one emoji) form one unit."""
+def words(text: str) -> list[Span]:
+    """Spans of words: runs without white space; single characters of scripts written without spaces."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def merge_tokens(text: str, tokens: Sequence[Span]) -> list[Span]:
+    """Spans of tokens without white space; tokens that share a character (bytes of one emoji) are merged."""
     units: list[Span] = []
     for start, end in tokens:
         start, end = _strip(text, start, end)
@@ -63,11 +113,11 @@ def token_units(text: str, tokens: Sequence[Span]) -> list[Span]:
 
 
 def sentences(text: str) -> list[Span]:
-    """Sentences, headings, list items and table rows. A very long one is cut between words."""
+    """Spans of sentences, headings, list items, table rows and blocks of code; very long ones are cut between words."""
     units: list[Span] = []
     for start, end in _paragraphs(text):
         piece = start
-        if _FENCE.match(text, start):  # code is kept or dropped whole
+        if _FENCE.match(text, start):  # a block of code is one unit
             _append(units, text, start, end)
             continue
         for match in _BREAK.finditer(text, start, end):
@@ -86,11 +136,11 @@ def _is_end(text: str, start: int, stop: int, limit: int) -> bool:
 
 
 def _paragraphs(text: str) -> list[Span]:
-    """Runs of lines that belong together; a heading, list item or table row is a run of its own."""
+    """Spans of paragraphs; a heading, list item or table row is a paragraph of its own."""
     runs: list[Span] = []
     start: int | None = None
     position = 0
-    fence: str | None = None  # inside a block of code: what ends it
+    fence: str | None = None  # the closing fence, inside a block of code
     for line in text.splitlines(keepends=True):
         opened = _FENCE.match(line)
         if fence is not None or opened is not None:
@@ -112,7 +162,7 @@ def _paragraphs(text: str) -> list[Span]:
             start = position if start is None else start
             if alone and line.lstrip().startswith(("#", "|")):
                 runs.append((start, position + len(line)))
-                start = None  # a list item may go on in the next line, a heading or table row does not
+                start = None  # unlike a list item, it never continues on the next line
         position += len(line)
     if start is not None:
         runs.append((start, position))
@@ -140,10 +190,10 @@ def _strip(text: str, start: int, end: int) -> Span:
     return start, end
 
 
-def join_spans(text: str, units: Sequence[Span]) -> list[Span]:
-    """Merge ascending units that overlap or have only white space between them."""
+def join_spans(text: str, spans: Sequence[Span]) -> list[Span]:
+    """Merge ascending spans that overlap or have only white space between them."""
     merged: list[Span] = []
-    for start, end in units:
+    for start, end in spans:
         if merged and not text[merged[-1][1] : start].strip():
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
@@ -151,9 +201,14 @@ def join_spans(text: str, units: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def unit_of_tokens(units: Sequence[Span], tokens: Sequence[Span]) -> list[int]:
-    """For each token the index of the unit it shares most characters with, or -1 (white space)."""
-    owner: list[int] = []
+def assign_tokens(units: Sequence[Span], tokens: Sequence[Span]) -> list[int]:
+    """Index of the unit that each token shares most characters with; -1 for a token of white space.
+
+    Args:
+        units: Character spans of the units, ascending.
+        tokens: Character spans of the tokens, ascending.
+    """
+    owners: list[int] = []
     current = 0
     for start, end in tokens:
         while current < len(units) and units[current][1] <= start:
@@ -165,5 +220,5 @@ def unit_of_tokens(units: Sequence[Span], tokens: Sequence[Span]) -> list[int]:
             shared = min(end, units[index][1]) - max(start, units[index][0])
             if shared > overlap:
                 best, overlap = index, shared
-        owner.append(best)
-    return owner
+        owners.append(best)
+    return owners
