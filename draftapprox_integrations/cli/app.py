@@ -153,7 +153,7 @@ def compress(
         parts = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
         engine, _ = _load(draft, None, granularity.value, store)
         titles, texts = [title for title, _ in parts], [text for _, text in parts]
-        result = engine.compress(texts, query, max_tokens=max_tokens, ratio=ratio, titles=titles)
+        result = engine.compress(texts, query, max_tokens=max_tokens, keep_ratio=ratio, titles=titles)
         if as_json:
             sys.stdout.write(json.dumps(result.to_dict() | {"titles": titles}, ensure_ascii=False, indent=2) + "\n")
         else:
@@ -161,7 +161,7 @@ def compress(
         if html is not None:
             html.write_text(result.to_html(), encoding="utf-8")
         notes.print(
-            f"{result.tokens_before:,} -> {result.tokens_after:,} tokens ({result.ratio:.0%}) "
+            f"{result.tokens_before:,} -> {result.tokens_after:,} tokens ({result.keep_ratio:.0%}) "
             f"in {result.timings['total']:.2f} s, counted by {result.tokenizer}",
             style="dim",
         )
@@ -194,7 +194,7 @@ def _ask_one(
             [p.text for p in found],
             question,
             max_tokens=budget[0],
-            ratio=budget[1],
+            keep_ratio=budget[1],
             titles=[p.title for p in found],
         )
     show_kept(screen, found, result)

@@ -56,7 +56,7 @@ def show_kept(console: Console, found: Sequence[Passage], result: CompressionRes
     if result.draft_tokens:
         console.print(
             f"Kept [bold green]{result.tokens_after:,}[/] of {result.tokens_before:,} tokens "
-            f"([bold green]{result.ratio:.0%}[/]) after one look by {result.draft}."
+            f"([bold green]{result.keep_ratio:.0%}[/]) after one look by {result.draft}."
         )
     else:
         console.print(f"All {result.tokens_before:,} tokens fit the budget; the draft did not run.")

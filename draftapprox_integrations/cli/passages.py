@@ -29,10 +29,10 @@ def calibrate(
     """Find the attention heads of a draft that look at what answers a question; takes some minutes on a CPU."""
     with plain_errors():
         from ..specpc.calibration.calibrate import calibrate as find
-        from ..specpc.scoring.heads import check_place
+        from ..specpc.scoring.heads import check_output
 
         if out is not None:
-            check_place(out)  # before the work, not after it
+            check_output(out)  # before the work, not after it
         draft = load_engine(model).draft
         begun = time.perf_counter()
         with notes.status("Listening to the heads ...") as status:

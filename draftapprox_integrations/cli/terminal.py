@@ -22,16 +22,16 @@ DraftOption = Annotated[str, typer.Option(help="Draft model: hub id, folder, .gg
 
 
 def load_engine(draft: str, *, store: Any = None, **settings: Any) -> SpecPC:
-    """A `SpecPC` with `settings` of its config; loading says nothing on the screen."""
+    """A `SpecPC` with these compression settings; loading prints nothing."""
     with notes.status("Loading models ..."):
         from transformers.utils import logging as transformers_logging
 
-        from ..config import SpecPCConfig
+        from ..config import CompressionConfig
         from ..specpc.compressor import SpecPC
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        return SpecPC(draft, SpecPCConfig(**settings), store=store)
+        return SpecPC(draft, compression=CompressionConfig(**settings), store=store)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..models.references import Reference, check_named, is_marker, model_name, s
 from ..models.tokenization import TokenizerSpec
 from ..results import CompressedPassage, CompressionResult, Span
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.scoring.fusion import Embedder, check_embedder
+from ..specpc.scoring.embedder import Embedder, check_embedder
 from ..specpc.store.passage_store import PassageStore
 from ..specpc.text.ranking import Pattern
 
@@ -160,7 +160,7 @@ def compress_retrieved(
             [texts[index] or "" for index in places],
             query if query is not None else "",
             max_tokens=max_tokens,
-            ratio=ratio,
+            keep_ratio=ratio,
             titles=[_title(metadata[index], title_keys) for index in places],
             on_empty=on_empty,
             protect=protect,

@@ -18,7 +18,7 @@ from ..frameworks.retrieval import CompressorReference, Kept, OnError, compress_
 from ..models.loading import ModelSpec
 from ..models.tokenization import TokenizerSpec
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.scoring.fusion import Embedder
+from ..specpc.scoring.embedder import Embedder
 from ..specpc.store.passage_store import PassageStore
 from ..specpc.validation import as_config, check_budget
 
@@ -93,7 +93,7 @@ class SpecPCCompressor(BaseDocumentCompressor, RunnableSerializable[CompressorIn
         **fields: Any,
     ):
         check_budget(max_tokens, ratio)
-        slot = CompressorReference(draft, as_config(config), tokenizer, store, embedder)
+        slot = CompressorReference(draft, as_config(config, SpecPCConfig), tokenizer, store, embedder)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,

@@ -74,7 +74,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
             raise InvalidInputError(f"on_error must be 'raise' or 'passthrough'; got {on_error!r}")
         if isinstance(tools, str):
             raise InvalidInputError(f"tools must be a list of names; got {tools!r}")
-        self._reference = CompressorReference(draft, as_config(config), tokenizer)
+        self._reference = CompressorReference(draft, as_config(config, SpecPCConfig), tokenizer)
         self.max_tokens, self.ratio, self.trigger_tokens = max_tokens, ratio, trigger_tokens
         self.only = None if tools is None else frozenset(tools)
         self.protect, self.on_error, self.cache_size = list(protect), on_error, cache_size

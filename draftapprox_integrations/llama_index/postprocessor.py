@@ -19,7 +19,7 @@ from ..models.loading import ModelSpec
 from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
 from ..specpc.compressor import OnEmpty, SpecPC
-from ..specpc.scoring.fusion import Embedder
+from ..specpc.scoring.embedder import Embedder
 from ..specpc.store.passage_store import PassageStore
 from ..specpc.validation import as_config, check_budget
 
@@ -89,7 +89,7 @@ class SpecPCPostprocessor(BaseNodePostprocessor):
         callback_manager: CallbackManager | None = None,
     ):
         check_budget(max_tokens, ratio)
-        slot = CompressorReference(draft, as_config(config), tokenizer, store, embedder)
+        slot = CompressorReference(draft, as_config(config, SpecPCConfig), tokenizer, store, embedder)
         super().__init__(  # type: ignore[call-arg]
             draft=slot.draft_name,
             max_tokens=max_tokens,

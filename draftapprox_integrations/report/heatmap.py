@@ -117,7 +117,7 @@ def _classes(result: CompressionResult) -> str:
 
 
 def _header(result: CompressionResult, title: str) -> str:
-    share = f" ({result.ratio:.1%})" if result.tokens_before else ""
+    share = f" ({result.keep_ratio:.1%})" if result.tokens_before else ""
     times = "".join(f"<span>{_escape(step)} {_duration(seconds)}</span>" for step, seconds in result.timings.items())
     facts = {
         "Tokens": f"{result.tokens_before:,} → {result.tokens_after:,}{share}",
