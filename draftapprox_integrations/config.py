@@ -33,12 +33,10 @@ def _check_int(name: str, value: Any, low: int) -> None:
 
 
 def _check_sizes(config: Any, **limits: int) -> None:
-    """Check integer fields against their lower limits; None passes where it is the default. Check the window too."""
-    defaults = {field.name: field.default for field in fields(config)}
-    for name, low in limits.items():
-        value = getattr(config, name)
-        if value is not None or defaults[name] is not None:
-            _check_int(name, value, low)
+    """Check integer fields against their lower limits, unless None is their default; and the window's upper limit."""
+    for field_ in fields(config):
+        if field_.name in limits and (value := getattr(config, field_.name)) is not field_.default:
+            _check_int(field_.name, value, limits[field_.name])
     if config.window_size is not None and config.window_size > config.max_capacity_prompt:
         raise ValueError(
             f"window_size must be <= max_capacity_prompt ({config.max_capacity_prompt}), "
@@ -119,17 +117,8 @@ class SpecPCConfig:
             ValueError: for a family the paper has no settings for.
         """
         _check_choice("family", family, tuple(_PAPER_SPECPC))
-        settings: dict[str, Any] = {
-            "max_capacity_prompt": 1024,
-            "window_size": 64,
-            "pool_type": "max",
-            "reduction_type": "max",
-            "lookahead_tokens": 1,
-            "starting_layer_index": 8,
-            "weighted_query": True,
-            **_PAPER_SPECPC[family],
-        }
-        return cls(**(settings | changes))
+        settings: dict[str, Any] = {"window_size": 64, "lookahead_tokens": 1, "starting_layer_index": 8}
+        return cls(**(settings | _PAPER_SPECPC[family] | changes))  # the other defaults are the paper's too
 
     def resolved_window(self) -> int:
         """The window in use: `window_size`, or what None stands for."""
@@ -209,9 +198,8 @@ class KVQuantization:
     Args:
         bits: Bits per number: 8 or 4.
         group_size: Largest number of values that share one scale; even, >= 2.
-        backend: "torch" needs no other package: keys are grouped along a channel and values along a token, as in KIVI.
-            "hqq" (8 or 4 bits) and "quanto" (4 bits) call the library, as transformers' quantized cache does, with
-            groups along a token (extra `quantization`).
+        backend: "torch" needs no other package and groups keys along a channel, values along a token, as KIVI does.
+            "hqq" (8 or 4 bits) and "quanto" (4 bits) call the library and group along a token (extra `quantization`).
 
     Raises:
         ValueError: names the field, the value and the limit.
@@ -250,14 +238,12 @@ class SpecKVConfig:
             window, in [0, 1]. 1 equals "uniform".
         prefill: "dense" computes exact attention in every layer, so the kept pairs are the model's own. "sparse", as in
             the paper: prompt tokens attend to a band and to selected columns only, which is faster on long prompts and
-            changes the pairs. Window and lookahead still attend to everything. Prompts shorter than
-            `prefill_window_size + prefill_vertical_size` tokens, and sliding-window layers, stay dense.
+            changes the pairs. Window and lookahead attend to everything. Sliding-window layers, and prompts shorter
+            than band and columns together, stay dense.
         prefill_window_size: Only with "sparse": width of the band in tokens, the query's own included.
-        prefill_vertical_size: Only with "sparse": number of columns before the band, those with the highest scores of
-            each layer and KV head.
+        prefill_vertical_size: Only with "sparse": columns before the band, the best of each layer and KV head.
         kv_quantization: "int8", "int4" or a `KVQuantization`: storage format of the kept pairs of full-attention
-            layers. Prefill, scoring and later tokens use full precision. Not with "adaptive". A prompt within the
-            budget is not quantized unless it shares a batch with one beyond it.
+            layers, in batches with a prompt beyond the budget. Not with "adaptive".
 
     Raises:
         ValueError: names the field, the value and the limit; also for a field that would have no effect.
@@ -293,23 +279,17 @@ class SpecKVConfig:
             object.__setattr__(self, "kv_quantization", KVQuantization(**quantization))
         if not isinstance(self.kv_quantization, KVQuantization):
             _check_choice("kv_quantization", self.kv_quantization, ("int8", "int4", None))
-        self._check_effect()
-
-    def _check_effect(self) -> None:
-        """Refuse settings that another setting makes meaningless."""
         if self.kv_quantization is not None and self.head_budgets == "adaptive":
             raise ValueError(
                 "kv_quantization must be None with head_budgets='adaptive', whose heads keep different numbers of "
                 f"pairs; got {self.kv_quantization!r}"
             )
-        needed = {
-            "floor_alpha": ("head_budgets", "adaptive"),
-            "prefill_window_size": ("prefill", "sparse"),
-            "prefill_vertical_size": ("prefill", "sparse"),
-        }
-        for name in _changed_fields(self):
-            switch, value = needed.get(name, ("", None))
-            if switch and getattr(self, switch) != value:
+        for name, switch, value in (
+            ("floor_alpha", "head_budgets", "adaptive"),
+            ("prefill_window_size", "prefill", "sparse"),
+            ("prefill_vertical_size", "prefill", "sparse"),
+        ):
+            if name in _changed_fields(self) and getattr(self, switch) != value:
                 raise ValueError(
                     f"{name} has no effect with {switch}={getattr(self, switch)!r}: set {switch}={value!r} or leave "
                     f"{name} out; got {getattr(self, name)!r}"
@@ -323,15 +303,13 @@ class SpecKVConfig:
 
     def resolved_window(self) -> int:
         """The window in use: `window_size`, or its default."""
-        if self.window_size is not None:
-            return self.window_size
-        return min(32 if self.lookahead_tokens == 0 else 8, self.max_capacity_prompt)
+        default = min(32 if self.lookahead_tokens == 0 else 8, self.max_capacity_prompt)
+        return default if self.window_size is None else self.window_size
 
     def resolved_lookahead(self, max_new_tokens: int) -> int:
         """Number of lookahead tokens for `max_new_tokens` tokens to generate."""
-        if self.lookahead_tokens is None:
-            return min(max_new_tokens, LOOKAHEAD_LIMIT)
-        return self.lookahead_tokens
+        default = min(max_new_tokens, LOOKAHEAD_LIMIT)
+        return default if self.lookahead_tokens is None else self.lookahead_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,13 +317,11 @@ class SpecKVPCConfig:
     """Settings of the cascade SpecKV-PC (paper section 4.3): SpecPC on the prompt, then SpecKV on the rest.
 
     One draft pass serves both: the tokens that the draft generates for SpecPC are SpecKV's lookahead. Their number is
-    `specpc_config.lookahead_tokens`; else `speckv_config.lookahead_tokens`; else the number of tokens to generate, at
-    most `LOOKAHEAD_LIMIT`.
+    SpecPC's `lookahead_tokens`, or SpecKV's where that is None.
 
     Args:
-        specpc_config: Prompt compression, to `max_capacity_prompt` tokens. A dict of fields also works.
-        speckv_config: KV eviction from these, to `max_capacity_prompt` pairs per layer and KV head. A dict of fields
-            also works.
+        specpc_config: Prompt compression, to `max_capacity_prompt` tokens; or a dict of its fields.
+        speckv_config: KV eviction, to `max_capacity_prompt` pairs per layer and KV head; or a dict of its fields.
 
     Raises:
         ValueError: names the field, the value and the limit.

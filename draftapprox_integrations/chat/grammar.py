@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import InvalidInputError, MissingDependencyError
-from ..models.loading import LoadedModel, end_ids
+from ..models.loading import LoadedModel, eos_token_ids
 
 _tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -140,7 +140,7 @@ def _tokenizer_of(target: LoadedModel) -> Any:
     tokenizer = target.require_tokenizer()
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InvalidInputError("constrained JSON needs a fast tokenizer; this one is a slow one")
-    size, ends = max(target.vocabulary, len(tokenizer)), end_ids(target.model)
+    size, ends = max(target.vocab_size, len(tokenizer)), eos_token_ids(target.model)
     with _lock:
         made = _tokenizers.setdefault(tokenizer, {})
         key = (size, *ends)

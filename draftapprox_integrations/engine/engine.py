@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import MethodConfig, Positions, SpecKVConfig
 from ..errors import EngineClosedError
 from ..models.loading import LoadedModel, ModelSpec, load_model
-from ..models.references import model_name
+from ..models.references import model_reference
 from ..results import Generation
 from .pipeline import Pipeline
 from .requests import Request, Sampling
@@ -231,7 +231,7 @@ class SpecKV:
         pipeline = self._open_pipeline()
         if pipeline.self_draft:
             return "self"
-        return None if pipeline.draft is None else model_name(pipeline.draft)
+        return None if pipeline.draft is None else model_reference(pipeline.draft)
 
     @property
     def is_idle(self) -> bool:

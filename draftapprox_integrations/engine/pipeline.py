@@ -17,7 +17,7 @@ from transformers import DynamicCache, StoppingCriteriaList
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import EngineClosedError, InvalidInputError
 from ..models.attention import attention_view
-from ..models.loading import LoadedModel, end_ids, pad_left
+from ..models.loading import LoadedModel, eos_token_ids, pad_left
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
 from ..speckv.cache.ragged import decoding_model
@@ -245,7 +245,7 @@ class Pipeline:
         """Generate with the target from a prepared batch; one slot per request."""
         model, device = decoding_model(self.target.model, batch.cache), self.target.device
         sampling, options = requests[0].sampling, dict(requests[0].generate_options)
-        eos = options.get("eos_token_id", end_ids(model))
+        eos = options.get("eos_token_id", eos_token_ids(model))
         eos = [eos] if isinstance(eos, int) else list(eos or [])
         criteria = BatchStoppingCriteria(
             requests, self.target.tokenizer, eos, options.pop("stopping_criteria", None) or ()

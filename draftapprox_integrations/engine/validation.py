@@ -65,8 +65,8 @@ def check_prompt_ids(target: LoadedModel, prompts: list[list[int]]) -> None:
     for ids in prompts:
         if not ids:
             raise InvalidInputError("a prompt is empty; give at least one token")
-        if min(ids) < 0 or max(ids) >= target.vocabulary:
-            raise InvalidInputError(f"token ids of {target.name} must be in [0, {target.vocabulary})")
+        if min(ids) < 0 or max(ids) >= target.vocab_size:
+            raise InvalidInputError(f"token ids of {target.name} must be in [0, {target.vocab_size})")
 
 
 def as_prompts(prompts: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from ..engine.engine import SpecKV
 from ..engine.registry import FULL, DraftSpec, Method, as_method, shared_engine
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
-from ..models.references import Reference, check_named, model_name
+from ..models.references import Reference, check_loadable, model_reference
 
 # Other libraries' names for the same fields, accepted by constructors and calls.
 ALIASES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
@@ -77,11 +77,11 @@ class EngineReference(Reference):
         self._model, self._draft = model, None if self.method == "full" else draft
         self.positions, self.max_batch_size = positions, max_batch_size
         self.loading = {name: _as_json(value) for name, value in (loading or {}).items()}
-        self.model_name = model_name(model)
+        self.model_name = model_reference(model)
         if self._draft is None or self._draft == "self":
             self.draft, self.draft_name = model, self._draft
         else:
-            self.draft, self.draft_name = self._draft, model_name(self._draft)
+            self.draft, self.draft_name = self._draft, model_reference(self._draft)
 
     def get(self, model: str | None = None) -> SpecKV:
         """Return the engine; the first call loads the models, which may take long.
@@ -110,8 +110,8 @@ class EngineReference(Reference):
         if name == self.model_name and self._shared is not None:
             return self._shared
         target = self._model if name == self.model_name else name
-        check_named("model", target)
-        check_named("draft", self._draft)
+        check_loadable("model", target)
+        check_loadable("draft", self._draft)
         return shared_engine(
             target, self._draft, self._config,
             positions=self.positions, max_batch_size=self.max_batch_size, **self.loading,

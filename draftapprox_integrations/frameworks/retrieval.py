@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
-from ..models.references import Reference, check_named, is_marker, model_name, saved_name
+from ..models.references import Reference, as_reference, check_loadable, is_placeholder, model_reference
 from ..models.tokenization import TokenizerSpec
 from ..results import CompressedPassage, CompressionResult, Span
 from ..specpc.compressor import OnEmpty, SpecPC
@@ -75,7 +75,7 @@ class CompressorReference(Reference):
         self._lock = threading.Lock()
         self._engine: SpecPC | None = None
         self._draft, self._tokenizer, self._store, self._embedder = draft, tokenizer, store, embedder
-        if not is_marker(embedder):
+        if not is_placeholder(embedder):
             check_embedder(embedder)
         if isinstance(draft, SpecPC):
             others = (tokenizer, store, embedder)
@@ -86,8 +86,8 @@ class CompressorReference(Reference):
                 )
             self._engine, config, tokenizer = draft, draft.config, draft.tokenizer
         self.config = config or SpecPCConfig()
-        self.draft_name = model_name(draft.draft if isinstance(draft, SpecPC) else draft)
-        self.tokenizer_name = tokenizer if tokenizer is None else saved_name(tokenizer)
+        self.draft_name = model_reference(draft.draft if isinstance(draft, SpecPC) else draft)
+        self.tokenizer_name = tokenizer if tokenizer is None else as_reference(tokenizer)
 
     def get(self) -> SpecPC:
         """The engine.
@@ -98,9 +98,9 @@ class CompressorReference(Reference):
         """
         with self._lock:
             if self._engine is None:
-                check_named("draft", self._draft)
-                check_named("tokenizer", self._tokenizer)
-                check_named("embedder", self._embedder)
+                check_loadable("draft", self._draft)
+                check_loadable("tokenizer", self._tokenizer)
+                check_loadable("embedder", self._embedder)
                 assert not isinstance(self._draft, SpecPC)
                 assert not isinstance(self._embedder, str)  # checked when it was given
                 self._engine = SpecPC(
@@ -115,7 +115,7 @@ class CompressorReference(Reference):
         return None if path is None else os.fspath(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        embedder = None if self._embedder is None else saved_name(self._embedder)
+        embedder = None if self._embedder is None else as_reference(self._embedder)
         return CompressorReference, (self.draft_name, self.config, self.tokenizer_name, self.store_name, embedder)
 
 

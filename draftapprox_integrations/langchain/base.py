@@ -8,7 +8,7 @@ from langchain_core.language_models import LangSmithParams
 
 from ..engine.engine import SpecKV
 from ..frameworks.llm import ALIASES, SpecKVBase
-from ..models.references import shown_name
+from ..models.references import display_name
 from ..results import Generation
 
 # Arguments of other chat models' calls that have no effect on a model in this process.
@@ -72,7 +72,7 @@ class LangChainSpecKVBase(SpecKVBase):
         params = LangSmithParams(
             ls_provider="draftapprox",
             ls_model_type=kind,
-            ls_model_name=call.get("model") or shown_name(self.model),
+            ls_model_name=call.get("model") or display_name(self.model),
             ls_temperature=call.get("temperature", self.temperature),
             ls_max_tokens=call.get("max_tokens", self.max_tokens),
         )

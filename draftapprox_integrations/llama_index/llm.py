@@ -31,7 +31,7 @@ from ..chat.tools import ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS, SpecKVBase
-from ..models.references import shown_name
+from ..models.references import display_name
 from .messages import from_llama_index, tool_calls_of
 from .responses import chat_response, completion, part_response
 
@@ -77,7 +77,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             num_output=self.max_tokens,
             is_chat_model=has_chat_template(tokenizer),
             is_function_calling_model=renders_tools(tokenizer),
-            model_name=shown_name(self.model),
+            model_name=display_name(self.model),
         )
 
     # ------------------------------------------------------------------ chat

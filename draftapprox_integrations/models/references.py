@@ -1,4 +1,4 @@
-"""What is written down of a part's models when it is saved: names that can be loaded again, never weights."""
+"""Serializable model references: names from which a part's models can be loaded again, never weights."""
 
 from __future__ import annotations
 
@@ -9,44 +9,46 @@ from typing import Any
 from ..errors import InvalidInputError
 from .loading import LoadedModel, ModelSpec
 
-_OBJECT = "object:"  # what was not given by name is saved as this and its type
+_PLACEHOLDER = "object:"  # prefix of the reference to a model that was given as an object; its type or name follows
 
 
-def model_name(spec: ModelSpec) -> str:
-    """A name that can be loaded again, or a marker that it was an object."""
+def model_reference(spec: ModelSpec) -> str:
+    """Return the reference of a model: a loadable name, or a placeholder for an object."""
     if isinstance(spec, LoadedModel):
-        return spec.source if spec.source is not None else _OBJECT + spec.name
-    return saved_name(spec[0] if isinstance(spec, tuple) else spec)
+        return spec.source if spec.source is not None else _PLACEHOLDER + spec.name
+    return as_reference(spec[0] if isinstance(spec, tuple) else spec)
 
 
-def saved_name(given: Any) -> str:
-    """As `model_name`, for anything that may be named by a string or path."""
-    return os.fspath(given) if isinstance(given, str | os.PathLike) else _OBJECT + type(given).__name__
+def as_reference(value: Any) -> str:
+    """Return the reference of anything that a string or path can name, such as a tokenizer."""
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else _PLACEHOLDER + type(value).__name__
 
 
-def shown_name(name: str) -> str:
-    """A saved name without its marker, to show to people."""
-    return name.removeprefix(_OBJECT)
+def display_name(reference: str) -> str:
+    """Return a reference without its placeholder prefix, for people."""
+    return reference.removeprefix(_PLACEHOLDER)
 
 
-def is_marker(given: Any) -> bool:
-    """Whether this was saved in place of an object."""
-    return isinstance(given, str) and given.startswith(_OBJECT)
+def is_placeholder(value: Any) -> bool:
+    """Whether `value` is the reference of an object, which cannot be loaded again."""
+    return isinstance(value, str) and value.startswith(_PLACEHOLDER)
 
 
-def check_named(field: str, given: Any) -> None:
-    """Raises:
-    InvalidInputError: `given` marks an object that a saved part was made with and cannot bring back.
+def check_loadable(field: str, value: Any) -> None:
+    """Check that `value` can be loaded.
+
+    Raises:
+        InvalidInputError: it is the placeholder of an object that the part had before it was saved.
     """
-    if is_marker(given):
+    if is_placeholder(value):
         raise InvalidInputError(
-            f"this part was saved or rebuilt without its {field}, which was an object ({shown_name(given)}). Make it "
+            f"this part was saved or rebuilt without its {field}, which was an object ({display_name(value)}). Make it "
             f"again with {field}=..., or name it by a hub id or folder from the start."
         )
 
 
 class Reference(ABC):
-    """Where a part holds its models: compared and pickled by name, shared by copies."""
+    """Holder of a part's models that is compared and pickled by reference, and shared by copies of the part."""
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.__reduce__() == other.__reduce__()
@@ -54,8 +56,8 @@ class Reference(ABC):
     __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: object) -> Reference:
-        return self  # a copy of a part shares its models, it does not double them
+        return self  # a copy of a part shares its models
 
     @abstractmethod
     def __reduce__(self) -> tuple[Any, ...]:
-        """Names and settings, from which it is made again."""
+        """Return the references and settings from which it is made again."""

@@ -1,4 +1,4 @@
-"""Two uses of a tokenizer: reading text with character offsets, and counting tokens for a budget."""
+"""Text to tokens: encoding with character offsets, and counting tokens for a budget."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TokenizerSpec: TypeAlias = "str | os.PathLike[str] | PreTrainedTokenizerBase | C
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids with the character span each came from; spans may touch or overlap, and are in order."""
+    """Token ids and their character spans; spans are in order and may touch or overlap."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
 
 
 class TextEncoder:
-    """Encodes untrusted text: nothing in it becomes a special token, and no setting of the owner's tokenizer counts.
+    """Encodes untrusted text: nothing in it becomes a special token.
 
-    Works on a private copy, because padding, truncation and special-token settings of a fast tokenizer are
+    Uses a private copy of the tokenizer, because padding, truncation and special-token settings of a fast tokenizer are
     shared state that other threads may change.
 
     Raises:
-        InvalidInputError: the tokenizer is a slow one without character offsets.
+        InvalidInputError: a slow tokenizer, which has no character offsets.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -50,47 +50,49 @@ class TextEncoder:
         self._backend.encode_special_tokens = True
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Ids and character spans of each text, without special tokens."""
-        encodings = self._backend.encode_batch([_speakable(text) for text in texts], add_special_tokens=False)
+        """Return the ids and character spans of each text, without special tokens."""
+        encodings = self._backend.encode_batch([_without_surrogates(text) for text in texts], add_special_tokens=False)
         return [Encoded(list(e.ids), [(int(a), int(b)) for a, b in e.offsets]) for e in encodings]
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text, without special tokens."""
-        encodings = self._backend.encode_batch_fast([_speakable(text) for text in texts], add_special_tokens=False)
+        """Return the number of tokens of each text, without special tokens."""
+        encodings = self._backend.encode_batch_fast(
+            [_without_surrogates(text) for text in texts], add_special_tokens=False
+        )
         return [len(e) for e in encodings]
 
 
 class TokenCounter:
-    """Counts tokens the way the reader of the text will.
+    """Counts tokens with the target model's tokenizer.
 
     Args:
         spec: A transformers tokenizer, a folder or hub id of one, a tiktoken encoding, or a callable from text to
             tokens or to their number.
-        name: What to call it; None takes the tokenizer's own name.
+        name: Name for people; None takes the tokenizer's own name.
 
     Attributes:
-        name: What the counts are in, for the reader of a result.
+        name: Name of the tokenizer, shown in results.
     """
 
     def __init__(self, spec: TokenizerSpec, name: str | None = None):
         if isinstance(spec, str | os.PathLike):
             spec = _load_tokenizer(os.fspath(spec))
-        self._reader: TextEncoder | None = None
+        self._encoder: TextEncoder | None = None
         self._callable: Callable[[str], Any] | None = None
         if isinstance(spec, PreTrainedTokenizerBase):
             self.name = name or spec.name_or_path or type(spec).__name__
             if isinstance(getattr(spec, "backend_tokenizer", None), Tokenizer):
-                self._reader = TextEncoder(spec)
+                self._encoder = TextEncoder(spec)
             else:
                 slow = spec
                 self._callable = lambda text: slow.encode(text, add_special_tokens=False)
         elif hasattr(spec, "encode_ordinary") or callable(spec):
             own_name = getattr(spec, "name", None) or getattr(spec, "__qualname__", None)
             self.name = str(name or own_name or type(spec).__name__)
-            # tiktoken's `encode` refuses text that spells a special token; `encode_ordinary` reads it as text.
+            # tiktoken's `encode` refuses text that spells a special token; `encode_ordinary` encodes it as text.
             ordinary = getattr(getattr(spec, "__self__", spec), "encode_ordinary", None)
             self._callable = spec if ordinary is None else ordinary
-            self.count(["a"])  # what is wrong with it is said now
+            self.count(["a"])  # fails now rather than at the first call
         else:
             raise InvalidInputError(
                 "tokenizer must be a transformers tokenizer, a folder or hub id of one, or a function from text to "
@@ -98,22 +100,22 @@ class TokenCounter:
             )
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text, special tokens that a model would add not included.
+        """Return the number of tokens of each text, without special tokens that a model would add.
 
         Raises:
             InvalidInputError: the user's function failed or returned neither tokens nor a number.
         """
-        if self._reader is not None:
-            return self._reader.count(texts)
+        if self._encoder is not None:
+            return self._encoder.count(texts)
         assert self._callable is not None
-        return [_number(self._callable, _speakable(text), self.name) if text else 0 for text in texts]
+        return [_token_count(self._callable, _without_surrogates(text), self.name) if text else 0 for text in texts]
 
 
-def _number(function: Callable[[str], Any], text: str, name: str) -> int:
+def _token_count(function: Callable[[str], Any], text: str, name: str) -> int:
     try:
-        found = function(text)
-        return int(found) if isinstance(found, Integral) else len(found)
-    except Exception as error:  # somebody else's code
+        tokens = function(text)
+        return int(tokens) if isinstance(tokens, Integral) else len(tokens)
+    except Exception as error:  # the user's code may raise anything
         raise InvalidInputError(
             f"the tokenizer {name} must return the tokens of a text or their number; it raised "
             f"{type(error).__name__}: {error}"
@@ -135,8 +137,8 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def _speakable(text: str) -> str:
-    """Lone surrogates, which no tokenizer can encode, become U+FFFD; the length stays the same."""
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer can encode, by U+FFFD; the length stays the same."""
     if text.isascii():
         return text
     return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)

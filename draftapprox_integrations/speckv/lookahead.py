@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
-from ..models.loading import LoadedModel, cut_after_end, end_ids, pad_left
+from ..models.loading import LoadedModel, eos_token_ids, pad_left, truncate_after_eos
 from ..specpc.compressor import SpecPC
 
 # A target that drafts for itself reads 1 / SELF_DRAFT_DIVISOR of the prompt, but at least SELF_DRAFT_MIN_TOKENS.
@@ -77,7 +77,7 @@ class DraftLookahead:
                 f"{draft.context_window} with {tokens} to write. Use a draft with a longer window, or lower "
                 "lookahead_tokens (0 needs no draft)."
             )
-        eos = end_ids(draft.model)
+        eos = eos_token_ids(draft.model)
         # A fresh config: sampling settings and penalties from the draft's model card are not part of the method.
         config = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
@@ -90,7 +90,7 @@ class DraftLookahead:
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([CancellationCriteria(is_cancelled)]),
             )
-        return [cut_after_end(row, eos) for row in out[:, ids.shape[1] :].cpu()]
+        return [truncate_after_eos(row, eos) for row in out[:, ids.shape[1] :].cpu()]
 
 
 class SelfLookahead:
@@ -118,5 +118,5 @@ class SelfLookahead:
 def same_vocabulary(target: LoadedModel, draft: LoadedModel) -> bool:
     """Whether both models assign the same token ids."""
     if target.tokenizer is None or draft.tokenizer is None:
-        return target.vocabulary == draft.vocabulary
+        return target.vocab_size == draft.vocab_size
     return target.tokenizer is draft.tokenizer or target.tokenizer.get_vocab() == draft.tokenizer.get_vocab()

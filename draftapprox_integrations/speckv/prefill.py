@@ -17,7 +17,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from ..config import KVQuantization, SpecKVConfig
 from ..errors import ScoringError, UnsupportedModelError
 from ..models.attention import Attend, StopForward, observing, tail_attention
-from ..models.compatibility import Reports, attention_layers, check_padding, position_limit
+from ..models.compatibility import ObservedLayers, attention_layers, check_padding, position_limit
 from ..models.loading import input_device
 from .cache.evicted import EvictedLayer
 from .cache.quantized import QuantizedLayer
@@ -46,7 +46,7 @@ class Evictor:
         self.kept: dict[int, Tensor] = {}
         self.scores: dict[int, tuple[Tensor, Tensor]] = {}
         self._is_cancelled, self._name = is_cancelled, type(view).__name__
-        self._reports = Reports(view, attention_layers(view), mask.shape[1], mask.shape[1])
+        self._reports = ObservedLayers(view, attention_layers(view), mask.shape[1], mask.shape[1])
         self._cache, self._prompt_length, self._config = cache, prompt_length, config
         self._last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
         self._window = config.resolved_window()
@@ -67,7 +67,7 @@ class Evictor:
         """Score and evict one layer; see `Observer.observe`."""
         if self._is_cancelled():
             raise StopForward
-        if not self._reports.first(layer, query, key, mask):
+        if not self._reports.record(layer, query, key, mask):
             raise UnsupportedModelError(
                 f"{self._name} mixes the values of a token's KV heads, which may not keep the same tokens. Use SpecPC "
                 "in front of it."

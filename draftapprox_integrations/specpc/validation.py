@@ -181,7 +181,7 @@ def check_batch(
             f"a prompt has {int(lengths.max())} tokens, {draft.name} reads at most {draft.context_window}. "
             "Use compress(passages, query), which reads in groups, or a draft with a longer window."
         )
-    real, vocabulary = ids[mask], draft.vocabulary
+    real, vocabulary = ids[mask], draft.vocab_size
     if int(real.min()) < 0 or int(real.max()) >= vocabulary:
         raise InvalidInputError(
             f"input_ids must be in [0, {vocabulary}) for {draft.name}; got {int(real.min())} to {int(real.max())}. "

@@ -14,8 +14,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ...config import SpecPCConfig
 from ...models.attention import StopForward, observing, tail_attention
-from ...models.compatibility import Reports, attention_layers, check_chunks, check_padding, position_limit
-from ...models.loading import cut_after_end, end_ids, input_device
+from ...models.compatibility import ObservedLayers, attention_layers, check_chunks, check_padding, position_limit
+from ...models.loading import eos_token_ids, input_device, truncate_after_eos
 from .scorer import check_finite
 
 
@@ -49,10 +49,10 @@ class _Reducer:
     def start_pass(self, new: int, end: int, *, cached: bool) -> None:
         """Announce a forward pass over `new` tokens that end at sequence length `end`."""
         self.end = end
-        self.reports = Reports(self.view, self.layers, new, end, windows=cached)
+        self.reports = ObservedLayers(self.view, self.layers, new, end, windows=cached)
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        if not self.reports.first(layer, query, key, mask):
+        if not self.reports.record(layer, query, key, mask):
             return
         if layer >= self.start and self.end > self.prompt - self.window and self.active.any():
             self._reduce(query, key, mask, scaling)
@@ -163,7 +163,7 @@ def _draft(
     steps: int,
 ) -> list[Tensor]:
     """Draft greedily; each step's query is scored with too. The last drafted token is never fed."""
-    ends = end_ids(view)
+    ends = eos_token_ids(view)
     drafted = [logits.argmax(-1)]
     for _ in range(steps - 1):
         if ends:
@@ -182,7 +182,7 @@ def _draft(
                 use_cache=True,
             )
         drafted.append(out.logits[:, -1].argmax(-1))
-    return [cut_after_end(row, ends) for row in torch.stack(drafted, dim=1).cpu()]
+    return [truncate_after_eos(row, ends) for row in torch.stack(drafted, dim=1).cpu()]
 
 
 def _padded(mask: Tensor) -> bool:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from draftapprox_integrations import LoadedModel, load_model
 from draftapprox_integrations.errors import InvalidInputError, ModelLoadError
-from draftapprox_integrations.models.loading import best_dtype
+from draftapprox_integrations.models.devices import best_dtype
 from tests.conftest import GOLDEN, tiny_llama
 
 FOLDER = GOLDEN / "models" / "llama_draft"

@@ -77,10 +77,10 @@ FACTS = {
         assert mean.max() > 5 * max(chance for _, chance in maps.values())
     """,
     "06_bring_your_own_models": """
-        assert (target.vocabulary, draft.vocabulary) == (800, 400)
+        assert (target.vocab_size, draft.vocab_size) == (800, 400)
         assert answer.usage.kept_kv == 64 < answer.usage.prompt_tokens
         assert answer.lookahead_ids and result.tokens_after <= 100
-        assert gguf.tokenizer is not None and gguf.vocabulary > 40_000
+        assert gguf.tokenizer is not None and gguf.vocab_size > 40_000
         assert first.load() is second.load() and handed.load() is kv
         assert not out.equal(plain) and out[:, : ids.shape[1]].equal(ids)
     """,
