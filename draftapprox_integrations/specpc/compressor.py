@@ -29,6 +29,7 @@ from .scoring.embedder import Embedder, check_embedder
 from .scoring.fusion import attention_of
 from .scoring.heads import HeadSet, check_heads
 from .scoring.per_passage import CalibratedHeadsScorer
+from .scoring.prompt import PromptBuilder
 from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_scorer
 from .scoring.scorer import Scorer, check_scores
 from .store.passage_store import PassageStore, open_store
@@ -110,6 +111,8 @@ class SpecPC:
         self._scorer_spec = scorer
         if self.draft.tokenizer is not None:
             _ = self._encoder, self._counter  # a tokenizer that cannot be used is reported now
+            if isinstance(scorer, str):
+                PromptBuilder(self.draft)  # and so is a chat template
 
     # ------------------------------------------------------------------ token ids in, positions out
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from draftapprox_integrations import SpecPCConfig
+from draftapprox_integrations import CompressionConfig, SpecPCConfig
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,7 @@ from draftapprox_integrations import SpecPCConfig
         ("prefill_chunk_size", 0, ">= 1"),
         ("pool_type", "sum", "'max', 'avg', 'mean', None"),
         ("reduction_type", None, "'max', 'mean'"),
-        ("granularity", "page", "'token', 'word', 'sentence'"),
         ("weighted_query", 1, "True or False"),
-        ("separator", 3, "string"),
     ],
 )
 def test_a_bad_value_is_refused_with_field_value_and_limit(field, value, limit):
@@ -61,7 +59,28 @@ def test_defaults_that_depend_on_the_model():
         SpecPCConfig(starting_layer_index=8).resolved_start(4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"granularity": "page"}, "granularity must be one of 'token', 'word', 'sentence'; got 'page'"),
+        ({"separator": 3}, "separator must be a string or None; got 3"),
+        ({"keep_context": -1}, "keep_context must be .*>= 0; got -1"),
+        ({"min_per_passage": 1.5}, "min_per_passage must be an integer >= 0; got 1.5"),
+        ({"granularity": "word", "keep_context": 1}, "keep_context must be 0 with granularity='word'.*got 1"),
+    ],
+)
+def test_bad_text_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CompressionConfig(**settings)
+
+
 def test_the_separator_follows_the_granularity_unless_it_is_set():
-    assert SpecPCConfig().separator == "\n"
-    assert SpecPCConfig(granularity="word").separator == SpecPCConfig(granularity="token").separator == " "
-    assert SpecPCConfig(separator="").separator == ""
+    assert CompressionConfig().resolved_separator() == "\n"
+    assert CompressionConfig(granularity="word").resolved_separator() == " "
+    assert CompressionConfig(granularity="token").resolved_separator() == " "
+    assert CompressionConfig(separator="").resolved_separator() == ""
+
+
+def test_changed_names_what_differs_from_the_defaults():
+    assert SpecPCConfig().changed() == []
+    assert SpecPCConfig(kernel_size=3, window_size=8).changed() == ["window_size", "kernel_size"]

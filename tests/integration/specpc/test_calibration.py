@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from draftapprox_integrations import SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations import SpecPC, load_model
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.models.embedded import cache_folder
 from draftapprox_integrations.specpc.calibration.calibrate import calibrate, choose_heads, reciprocal_rank
@@ -60,12 +60,12 @@ def test_calibrated_heads_are_found_by_every_specpc(tiny_tokenizer, tmp_path, mo
     path = found.save()
     assert path.is_relative_to(cache_folder())
     assert find_heads(draft.model) == found
-    pc = SpecPC(draft, SpecPCConfig(scoring="heads"))
+    pc = SpecPC(draft, scorer="heads")
     assert pc.compress(["One. Two.", "Three. Four."], "two?", max_tokens=4).tokens_after > 0
     assert find_heads(tiny_llama(hidden_size=32)) is None
     path.unlink()
     with pytest.raises(InvalidInputError, match="never calibrated"):
-        SpecPC(draft, SpecPCConfig(scoring="heads")).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4)
+        SpecPC(draft, scorer="heads").compress(["One. Two.", "Three. Four."], "two?", max_tokens=4)
     own = SpecPC(draft)
     assert own.compress(["One. Two.", "Three. Four."], "two?", max_tokens=4).draft_tokens > 0
     assert own.calibrate(tasks=6, heads=3) == found
@@ -100,7 +100,7 @@ def test_heads_from_a_file_of_the_users(smol, tiny, tmp_path):
     expected = smol.compress(passages, "When was the bridge opened?", max_tokens=12)
     found = SpecPC(smol.draft, heads=str(file)).compress(passages, "When was the bridge opened?", max_tokens=12)
     assert [p.text for p in found.passages] == [p.text for p in expected.passages]
-    with pytest.raises(InvalidInputError, match="these heads were found in .*the draft is another model"):
+    with pytest.raises(InvalidInputError, match="these heads were calibrated on .*the draft is another model"):
         SpecPC(tiny, heads=file)
     beyond = replace(packaged, heads=((99, 0),))
     with pytest.raises(InvalidInputError, match="the draft is another model"):
@@ -125,6 +125,6 @@ def test_the_embedded_model_comes_calibrated(smol):
     titles = list(texts)[:6]
     for question in questions:
         if question["document"] in titles:
-            result = smol.compress([texts[t] for t in titles], question["question"], ratio=0.1, titles=titles)
+            result = smol.compress([texts[t] for t in titles], question["question"], keep_ratio=0.1, titles=titles)
             assert any(question["evidence"] in passage.text for passage in result.passages)
     assert result.draft_tokens < 200  # the passages of the last question had been read for the first

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from draftapprox_integrations.specpc.selection import (
     first_occurrences,
     pool_scores,
-    rank,
+    rank_scores,
     select_tokens,
     with_neighbors,
 )
@@ -38,7 +38,7 @@ def naive_neighbors(ranked, neighbor_tokens, tokens):
 
 @given(scores, st.integers(0, 9))
 def test_neighbors_equal_a_loop(values, neighbor_tokens):
-    ranked = rank(values)
+    ranked = rank_scores(values)
     expected = naive_neighbors(ranked.tolist(), neighbor_tokens, len(values))
     assert with_neighbors(ranked, neighbor_tokens, len(values)).tolist() == expected
 

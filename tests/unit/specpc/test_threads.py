@@ -13,7 +13,7 @@ def passages(request):
 
 
 def test_8_threads_of_50_requests_equal_one_thread(tiny):
-    engine = SpecPC(tiny, SpecPCConfig(kernel_size=3))
+    engine = SpecPC(tiny)
     requests = [(passages(n % 20), f"How many apples are in box {n % 6}?", 20 + n % 30) for n in range(REQUESTS)]
 
     def run(request):
@@ -31,7 +31,7 @@ def test_select_and_compress_and_plain_use_at_once(tiny):
     """One thread uses the user's model as it is, while others have the same weights observed."""
     import torch
 
-    engine = SpecPC(tiny, SpecPCConfig(max_capacity_prompt=32, window_size=8))
+    engine = SpecPC(tiny, SpecPCConfig(max_capacity_prompt=64))
     ids = torch.arange(2, 90)[None]
     with torch.no_grad():
         logits = tiny.model(ids).logits

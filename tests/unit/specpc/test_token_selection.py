@@ -5,6 +5,7 @@ import torch
 
 from draftapprox_integrations import LoadedModel, SpecPC, SpecPCConfig
 from draftapprox_integrations.errors import BudgetError, InvalidInputError
+from draftapprox_integrations.models.attention import attention_view
 from tests.conftest import tiny_llama
 
 CONFIG = SpecPCConfig(max_capacity_prompt=32, window_size=8, kernel_size=5)
@@ -19,7 +20,7 @@ class Reads:
 
     def __init__(self, engine):
         self.count = 0
-        engine._view.register_forward_pre_hook(self._note)
+        attention_view(engine.draft.model).register_forward_pre_hook(self._note)
 
     def _note(self, *_):
         self.count += 1
@@ -48,7 +49,8 @@ def test_only_the_rows_that_are_too_long_are_read(engine):
     for row, n in enumerate((60, 5, 20)):
         batch[row, 60 - n :], mask[row, 60 - n :] = ids_of(n, row)[0], 1
     seen = []
-    engine._view.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape), with_kwargs=True)
+    view = attention_view(engine.draft.model)
+    view.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape), with_kwargs=True)
     selection = engine.select(batch, mask)
     assert seen == [(1, 60)]
     assert [len(row) for row in selection.indices] == [32, 5, 20]

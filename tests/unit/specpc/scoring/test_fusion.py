@@ -9,22 +9,57 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core.embeddings import MockEmbedding
 
-from draftapprox_integrations import SpecPC, SpecPCConfig
+from draftapprox_integrations import SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import SpecPCCompressor
 from draftapprox_integrations.llama_index import SpecPCPostprocessor
-from draftapprox_integrations.specpc.scoring.bm25 import BM25Index, split_words
-from draftapprox_integrations.specpc.scoring.fusion import fuse, similarities, standardized
-from draftapprox_integrations.specpc.text.packing import Unit
-from draftapprox_integrations.specpc.text.ranking import in_context, sections_of, shared_out
+from draftapprox_integrations.specpc.scoring.bm25 import BM25Index, BM25Scorer, split_words
+from draftapprox_integrations.specpc.scoring.embedder import EmbedderScorer, similarities
+from draftapprox_integrations.specpc.scoring.fusion import (
+    RETRIEVER,
+    FusionScorer,
+    Part,
+    RetrieverScorer,
+    standardize,
+    standardize_log,
+    unscaled,
+)
+from draftapprox_integrations.specpc.text import Passage, Sentence
 
 TEXTS = ["Harbour\nThe crane lifts twelve tonnes.", "Ferry\nIt carries 148 passengers.", "Ferry\nIt is blue."]
 FLAT = torch.full((3,), 0.1)
 
 
+class Known:
+    """A scorer that returns scores given in advance."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score(self, query, passages, sentences):
+        return self.scores
+
+
+def fuse(query, texts, attention, owners, retriever_scores=None, embedder=None):
+    """Fused scores float32 [texts], of texts that belong to the passages `owners`."""
+    groups = [[i for i, owner in enumerate(owners) if owner == passage] for passage in range(max(owners) + 1)]
+    scores = retriever_scores or [None] * len(groups)
+    passages = [
+        Passage("\n".join(texts[i] for i in group), None, score) for group, score in zip(groups, scores, strict=True)
+    ]
+    sentences = [[Sentence(passage, i, i + 1, texts[i]) for i in group] for passage, group in enumerate(groups)]
+    parts = [Part(Known([attention[group] for group in groups]), scale=standardize_log), BM25Scorer()]
+    parts += [EmbedderScorer(embedder)] if embedder else []
+    found = FusionScorer([*parts, Part(RetrieverScorer(), RETRIEVER, unscaled)]).score(query, passages, sentences)
+    fused = torch.zeros(len(texts))
+    for group, row in zip(groups, found, strict=True):
+        fused[group] = row
+    return fused
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
-def test_standardized(values):
-    found = standardized(torch.tensor(values))
+def test_standardize(values):
+    found = standardize(torch.tensor(values))
     assert torch.isfinite(found).all()
     assert abs(float(found.mean())) < 1e-3
     assert abs(float(found.std()) - 1) < 1e-3 or float(found.abs().max()) == 0
@@ -91,13 +126,13 @@ def test_a_language_without_spaces():
     )  # what colour is the bridge?
 
 
-def test_news_are_words_of_few_passages_that_the_question_lacks():
+def test_new_terms_are_rare_words_that_the_query_lacks():
     texts = [
         f"The {kind} stands in the park, said {who}."
         for kind, who in zip("abcdef", ["Ada Marlow"] * 2 + ["he"] * 4, strict=True)
     ]
     words = BM25Index([text.replace("The a", "The mill") for text in texts], range(6))
-    assert words.news(0, "Where is the mill?") == ["ada", "marlow"]  # "stands", "park" and "said" are everyone's
+    assert words.new_terms(0, "Where is the mill?") == ["ada", "marlow"]  # "stands", "park" and "said" are everyone's
 
 
 def test_what_alike_passages_share_is_not_looked_for():
@@ -151,11 +186,6 @@ def test_retrieval_parts_refuse_it_when_they_are_made(tiny):
             part(tiny, embedder="MiniLM")
 
 
-def test_an_embedder_that_is_not_asked_is_said_so(tiny, caplog):
-    SpecPC(tiny, SpecPCConfig(scoring="paper"), embedder=DeterministicFakeEmbedding(size=4))
-    assert 'scoring="paper" does not ask the embedder' in caplog.text
-
-
 def test_retriever_scores_must_fit_the_passages(tiny):
     with pytest.raises(InvalidInputError, match="for each of the 2 passages; got 1"):
         SpecPC(tiny).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4, retriever_scores=[0.1])
@@ -163,34 +193,16 @@ def test_retriever_scores_must_fit_the_passages(tiny):
         SpecPC(tiny).compress(["One. Two.", "Three. Four."], "two?", max_tokens=4, retriever_scores=[0.1, "high"])
 
 
-def units_of(*passages):
-    return [Unit(p, start, start + 1) for p, text in enumerate(passages) for start in range(len(text))]
+def test_a_fusion_is_a_distribution_over_all_sentences():
+    found = fuse("ferry", TEXTS, FLAT, [0, 1, 1])
+    assert float(found.sum()) == pytest.approx(1.0)
+    assert found.gt(0).all()
 
 
-def in_order(passages, ranked, neighbors, minimum=0):
-    units = units_of(*passages)
-    return in_context(units, sections_of(passages, units), ranked, neighbors, minimum)
-
-
-def test_a_heading_comes_with_what_stands_under_it():
-    passages = ["#ab#cd", "##", "x"]  # each character a unit; "#" a heading
-    order = in_order(passages, [3, 5, 6, 1, 8, 0, 2, 4, 7], 0)
-    #                                     the second heading comes with d (5), the first with a (1)
-    assert order == [5, 3, 6, 1, 0, 8, 2, 4, 7]
-
-
-def test_headings_with_nothing_under_them_are_left_out():
-    assert in_order(["##a"], [0, 1, 2], 0) == [2, 1]
-
-
-def test_each_passage_gets_its_least_number_first():
-    passages = ["#ab", "cdef", "", "g"]
-    ranked = [4, 3, 5, 2, 0, 6, 1, 7]
-    assert in_order(passages, ranked, 0, 1) == [4, 2, 0, 7, 3, 5, 6, 1]
-    assert in_order(passages, ranked, 0, 2) == [4, 2, 0, 7, 3, 1, 5, 6]
-    assert shared_out(units_of(*passages), ranked, 0) == ranked
-
-
-def test_neighbours_come_along_within_their_passage():
-    passages = ["abcde", "fgh"]
-    assert in_order(passages, [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
+def test_weights_of_parts_count():
+    passages = [Passage("a"), Passage("b")]
+    sentences = [[Sentence(0, 0, 1, "a")], [Sentence(1, 0, 1, "b")]]
+    first, second = Known([torch.tensor([1.0]), torch.tensor([0.0])]), Known([torch.tensor([0.0]), torch.tensor([1.0])])
+    for weight, best in ((0.5, 0), (2.0, 1)):
+        found = torch.cat(FusionScorer([first, Part(second, weight)]).score("q", passages, sentences))
+        assert int(found.argmax()) == best

@@ -1,31 +1,34 @@
-"""Passages read alone, the question read alone: against a plain loop, and what the store spares."""
+"""Passages and query each read alone: scores equal a plain loop; stored passages are not read again."""
 
 import math
 
 import pytest
 import torch
 
-from draftapprox_integrations import PassageStore, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations import PassageStore, SpecPC, load_model
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
 from draftapprox_integrations.models.attention import attention_view, observing
-from draftapprox_integrations.specpc.scoring import per_passage as passages_module
+from draftapprox_integrations.specpc.scoring import per_passage
 from draftapprox_integrations.specpc.scoring.heads import HeadSet, fingerprint
-from draftapprox_integrations.specpc.scoring.per_passage import BUCKET, PIECE_TOKENS, PassageReader
+from draftapprox_integrations.specpc.scoring.per_passage import BUCKET, PIECE_TOKENS, CalibratedHeadsScorer
 from draftapprox_integrations.specpc.scoring.prompt import PromptBuilder
+from draftapprox_integrations.specpc.store.key_codec import Float32KeyCodec
+from draftapprox_integrations.specpc.text import Passage
 from tests.conftest import DEMO, tiny_llama
 
 HEADS = ((2, 1), (0, 3), (2, 0))
 TEXTS = ["The mill was built in 1821.", "A bridge. It is red and long and old.", "Bread is baked at five o'clock."]
 TITLES = ["Mill", None, "Bakery"]
 QUESTION = "What colour is the bridge?"
+PASSAGES = [Passage(text, title) for text, title in zip(TEXTS, TITLES, strict=True)]
 
 
 def head_set(draft, heads=HEADS):
     return HeadSet(draft.name, fingerprint(draft.model), heads)
 
 
-def reader_of(draft, store=None, heads=HEADS):
-    return PassageReader(draft, attention_view(draft.model), PromptBuilder(draft), head_set(draft, heads), store)
+def scorer_of(draft, store=None, heads=HEADS, codec=None):
+    return CalibratedHeadsScorer(draft, head_set(draft, heads), store=store, codec=codec)
 
 
 class Seen:
@@ -49,9 +52,9 @@ def see(draft, ids, positions):
 def plain_loop(draft, texts, titles, question):
     """Scores as the module's docstring tells, with one pass and one product at a time."""
     builder = PromptBuilder(draft)
-    head, asked = builder.head, builder.question(question)
-    encoded = builder.reader.encode(texts)
-    headers = [builder.reader.encode([f"[1] {title}\n" if title else "[1] "])[0].ids for title in titles]
+    head, asked = builder.head, builder.query(question)
+    encoded = builder.encoder.encode(texts)
+    headers = [builder.encoder.encode([f"[1] {title}\n" if title else "[1] "])[0].ids for title in titles]
     runs = [
         see(draft, ids := [*head, *header, *text.ids], range(len(ids)))
         for header, text in zip(headers, encoded, strict=True)
@@ -87,24 +90,22 @@ def plain_loop(draft, texts, titles, question):
 
 
 def test_scores_are_those_of_a_plain_loop(tiny, monkeypatch):
-    monkeypatch.setattr(passages_module, "BUCKET", 8)
+    monkeypatch.setattr(per_passage, "BUCKET", 8)
     monkeypatch.setitem(globals(), "BUCKET", 8)  # the loop's
-    monkeypatch.setattr(passages_module, "pack_keys", lambda keys: keys)  # what int8 does is tested with the store
-    monkeypatch.setattr(passages_module, "unpack_keys", lambda keys, pairs: keys)
-    reader = reader_of(tiny)
-    found, read = reader.scores(reader.builder.reader.encode(TEXTS), TITLES, QUESTION)
-    for row, expected in zip(found, plain_loop(tiny, TEXTS, TITLES, QUESTION), strict=True):
+    scorer = scorer_of(tiny, codec=Float32KeyCodec())  # int8 is tested with the store
+    found = scorer.score_tokens(QUESTION, PASSAGES)
+    for row, expected in zip(found.scores, plain_loop(tiny, TEXTS, TITLES, QUESTION), strict=True):
         assert torch.allclose(row, torch.tensor(expected), atol=1e-5)
-    assert float(sum(row.sum() for row in found)) < 1  # the rest lies on titles
-    assert read > sum(len(text.ids) for text in reader.builder.reader.encode(TEXTS))
+    assert float(sum(row.sum() for row in found.scores)) < 1  # the rest lies on titles
+    assert [len(spans) for spans in found.spans] == [len(row) for row in found.scores]
+    assert found.tokens_read > sum(len(row) for row in found.scores)
 
 
 def test_the_size_of_batches_changes_nothing(tiny, monkeypatch):
-    reader = reader_of(tiny)
-    encoded = reader.builder.reader.encode(TEXTS)
-    together, _ = reader.scores(encoded, TITLES, QUESTION)
-    monkeypatch.setattr(passages_module, "BATCH_TOKENS", 1)
-    alone, _ = reader.scores(encoded, TITLES, QUESTION)
+    scorer = scorer_of(tiny)
+    together = scorer.score_tokens(QUESTION, PASSAGES).scores
+    monkeypatch.setattr(per_passage, "BATCH_TOKENS", 1)
+    alone = scorer.score_tokens(QUESTION, PASSAGES).scores
     for a, b in zip(together, alone, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 
@@ -114,64 +115,60 @@ def test_layers_behind_the_last_head_do_not_run(tiny_tokenizer):
     ran = []
     for number, layer in enumerate(attention_view(draft.model).model.layers):
         layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
-    reader = reader_of(draft)
-    reader.scores(reader.builder.reader.encode(TEXTS), TITLES, QUESTION)
-    assert set(ran) == {0, 1}  # of layer 2 the attention is asked for, its MLP is not
+    scorer_of(draft).score_tokens(QUESTION, PASSAGES)
+    assert set(ran) == {0, 1}  # the attention of layer 2 runs, its MLP does not
 
 
 def test_what_is_in_the_store_is_not_read_again(tiny):
     store = PassageStore()
-    reader = reader_of(tiny, store)
-    encoded = reader.builder.reader.encode(TEXTS)
-    first, cold = reader.scores(encoded, TITLES, QUESTION)
-    again, warm = reader.scores(encoded, TITLES, QUESTION)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    question = reader.builder.question(QUESTION)
-    assert warm == len(question)
-    assert cold > warm + sum(len(text.ids) for text in encoded)
-    _, other = reader.scores(encoded, ["Mill", "Another title", "Bakery"], QUESTION)
-    assert warm < other < cold
-    assert reader.ingest(encoded, TITLES) == 0
+    scorer = scorer_of(tiny, store)
+    cold = scorer.score_tokens(QUESTION, PASSAGES)
+    warm = scorer.score_tokens(QUESTION, PASSAGES)
+    assert all(torch.equal(a, b) for a, b in zip(cold.scores, warm.scores, strict=True))
+    assert warm.tokens_read == len(scorer.prompts.query(QUESTION))
+    assert cold.tokens_read > warm.tokens_read + sum(len(row) for row in cold.scores)
+    retitled = [PASSAGES[0], Passage(TEXTS[1], "Another title"), PASSAGES[2]]
+    assert warm.tokens_read < scorer.score_tokens(QUESTION, retitled).tokens_read < cold.tokens_read
+    assert scorer.ingest(PASSAGES) == 0
 
 
 def test_other_heads_or_another_model_find_nothing_of_it(tiny, tiny_tokenizer):
     store = PassageStore()
-    encoded = reader_of(tiny).builder.reader.encode(TEXTS)
-    reader_of(tiny, store).ingest(encoded, TITLES)
-    assert reader_of(tiny, store, ((1, 0),)).ingest(encoded, TITLES) > 0
+    scorer_of(tiny, store).ingest(PASSAGES)
+    assert scorer_of(tiny, store, ((1, 0),)).ingest(PASSAGES) > 0
+    assert scorer_of(tiny, store, codec=Float32KeyCodec()).ingest(PASSAGES) > 0
     other = load_model((tiny_llama(rms_norm_eps=1e-5), tiny_tokenizer))
     with torch.no_grad():
         other.model.model.norm.weight.mul_(1.5)
-    assert reader_of(other, store).ingest(encoded, TITLES) > 0
+    assert scorer_of(other, store).ingest(PASSAGES) > 0
 
 
 def test_a_passage_much_longer_than_the_window(tiny_tokenizer):
     draft = load_model((tiny_llama(max_position_embeddings=256), tiny_tokenizer))
     text = (DEMO / "docs" / "three-storms.md").read_text() * 4
-    pc = SpecPC(draft, SpecPCConfig(scoring="heads"), heads=head_set(draft))
+    pc = SpecPC(draft, scorer="heads", heads=head_set(draft))
     result = pc.compress([text, TEXTS[1]], QUESTION, max_tokens=200)
     assert result.tokens_before > 16 * 256
     assert 100 < result.tokens_after <= 200
     assert all(math.isfinite(score) for passage in result.passages for _, _, score in passage.heat)
 
 
-def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny, monkeypatch):
+def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny):
     largest = 0
-    run = PassageReader._run
 
-    def watch(self, rows, positions):
+    def watch(module, arguments, options):
         nonlocal largest
-        largest = max(largest, len(rows) * len(rows[0]))
-        return run(self, rows, positions)
+        largest = max(largest, options["input_ids"].numel())
 
-    monkeypatch.setattr(PassageReader, "_run", watch)
-    reader = reader_of(tiny)
-    (text,) = reader.builder.reader.encode([(DEMO / "docs" / "three-storms.md").read_text()])
-    copies = 100_000 // len(text.ids) + 1
-    scores, read = reader.scores([text] * copies, [f"Copy {i}" for i in range(copies)], QUESTION)
-    assert sum(len(row) for row in scores) > 100_000
-    assert read > 100_000
-    assert largest <= max(passages_module.BATCH_TOKENS, PIECE_TOKENS + 64)
+    handle = attention_view(tiny.model).register_forward_pre_hook(watch, with_kwargs=True)
+    text = (DEMO / "docs" / "three-storms.md").read_text()
+    scorer = scorer_of(tiny)
+    copies = 100_000 // len(scorer.prompts.encoder.encode([text])[0].ids) + 1
+    found = scorer.score_tokens(QUESTION, [Passage(text, f"Copy {i}") for i in range(copies)])
+    handle.remove()
+    assert sum(len(row) for row in found.scores) > 100_000
+    assert found.tokens_read > 100_000
+    assert largest <= max(per_passage.BATCH_TOKENS, PIECE_TOKENS + 64)
 
 
 def test_nan_is_an_error(tiny_tokenizer):
@@ -202,6 +199,6 @@ def test_empty_passages_and_emoji(tiny):
 
 def test_without_heads_scoring_heads_says_what_to_do(tiny):
     with pytest.raises(InvalidInputError, match="draftapprox calibrate --model"):
-        SpecPC(tiny, SpecPCConfig(scoring="heads")).compress(TEXTS, QUESTION, max_tokens=5)
+        SpecPC(tiny, scorer="heads").compress(TEXTS, QUESTION, max_tokens=5)
     with pytest.raises(InvalidInputError, match="calibrated heads"):
         SpecPC(tiny).ingest(TEXTS)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from draftapprox_integrations import PassageStore, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
-from draftapprox_integrations.specpc.store.key_codec import pack_keys, unpack_keys
+from draftapprox_integrations.specpc.store.key_codec import Float32KeyCodec, Int8KeyCodec
 
 
 def name(number):
@@ -33,7 +33,10 @@ def value(number, size=1000):
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 70), st.floats(1e-3, 1e3), st.integers(0, 99))
 def test_keys_survive_packing(pairs, tokens, width, size, seed):
     keys = torch.randn(pairs, tokens, width, generator=torch.Generator().manual_seed(seed)) * size
-    found = unpack_keys(pack_keys(keys), pairs).float()
+    codec = Int8KeyCodec()
+    found = codec.unpack(codec.pack(keys), pairs).float()
+    exact = Float32KeyCodec()
+    assert torch.equal(exact.unpack(exact.pack(keys), pairs), keys)
     largest = keys.abs().amax(dim=-1, keepdim=True)
     assert found.shape == keys.shape
     assert ((found - keys).abs() <= largest * (1 / 240 + 1 / 128)).all()  # half a step, and bfloat16 twice

@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.specpc.text.packing import Packer, Unit
-from draftapprox_integrations.specpc.text.segmentation import sentences
+from draftapprox_integrations.specpc.text import Packer, Sentence, segment
 
 words = st.sampled_from(["one two.", "Three.", "Four five six seven.", "Eight nine."])
 passages = st.lists(st.lists(words, max_size=5).map(" ".join), min_size=1, max_size=4)
@@ -24,9 +23,9 @@ def best_prefix(order, texts, budget):
 
 @given(passages, st.integers(1, 30), st.randoms(use_true_random=False))
 def test_packing_equals_trying_every_length(texts, budget, random):
-    order = [Unit(i, a, b) for i, text in enumerate(texts) for a, b in sentences(text)]
+    order = [sentence for group in segment(texts) for sentence in group]
     random.shuffle(order)
-    packed, fitted = Packer(texts, by_words(texts), " ", by_words).pack(order, budget)
+    packed, fitted = Packer(texts, by_words(texts), " ", by_words).fill(order, budget)
     assert fitted == best_prefix(order, texts, budget)
     assert packed.total == sum(by_words(packed.texts)) <= budget
     kept = {(u.passage, c) for u in order[:fitted] for c in range(u.start, u.end)}
@@ -39,7 +38,7 @@ def test_packing_equals_trying_every_length(texts, budget, random):
 
 def test_separators_never_make_a_passage_longer():
     text = "a b c d e"
-    units = [Unit(0, i, i + 1) for i in range(0, 9, 4)]  # a, c, e
-    packed, _ = Packer([text], [5], " [...] ", by_words).pack(units, 5)
+    units = [Sentence(0, i, i + 1, text[i]) for i in range(0, 9, 4)]  # a, c, e
+    packed, _ = Packer([text], [5], " [...] ", by_words).fill(units, 5)
     assert packed.texts == [text]
     assert packed.spans == [[(0, 9)]]

@@ -1,40 +1,70 @@
+"""Ranking: headings, neighbours, turns and protection, against hand-made orders."""
+
+import re
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.frameworks.retrieval import compose_spans
-from draftapprox_integrations.specpc.text.ranking import PRIOR_TOKENS, highest_scores, sentence_scores
-
-tokens = st.lists(st.tuples(st.integers(0, 9), st.integers(-1, 4)), max_size=40)
-
-
-@given(tokens)
-def test_unit_scores_equal_a_loop(pairs):
-    scores = torch.tensor([float(score) for score, _ in pairs])
-    owners = torch.tensor([owner for _, owner in pairs], dtype=torch.long)
-    average = sum(scores.tolist()) / len(pairs) if pairs else 0.0
-    means, highest = [], []
-    for unit in range(5):
-        own = [float(score) for score, owner in pairs if owner == unit]
-        means.append((sum(own) + PRIOR_TOKENS * average) / (len(own) + PRIOR_TOKENS))
-        highest.append(max(own, default=0.0))
-    torch.testing.assert_close(sentence_scores(scores, owners, 5), torch.tensor(means))
-    torch.testing.assert_close(highest_scores(scores, owners, 5), torch.tensor(highest))
+from draftapprox_integrations import CompressionConfig
+from draftapprox_integrations.specpc.text import Passage, Sentence, rank, segment
+from draftapprox_integrations.specpc.text.ranking import find_sections, take_turns, with_context
 
 
-@given(st.data())
-def test_spans_of_a_second_compression_point_into_the_original(data):
-    original = data.draw(st.text(min_size=1, max_size=40))
-    separator = data.draw(st.sampled_from(["", " ", "..."]))
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(original)), min_size=2, max_size=8)))
-    first = list(zip(cuts[::2], cuts[1::2], strict=False))
-    text = separator.join(original[a:b] for a, b in first)
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
-    second = list(zip(cuts[::2], cuts[1::2], strict=False))
-    found = compose_spans(first, len(text), second)
-    # each kept character that is not a separator's, and no other
-    source = []
-    for index, (a, b) in enumerate(first):
-        source += ([None] * len(separator) if index else []) + list(range(a, b))
-    expected = [source[i] for a, b in second for i in range(a, b) if source[i] is not None]
-    assert sorted(i for a, b in found for i in range(a, b)) == sorted(expected)
+def units_of(*passages):
+    return [Sentence(p, start, start + 1, text[start]) for p, text in enumerate(passages) for start in range(len(text))]
+
+
+def in_order(passages, ranked, neighbors, minimum=0):
+    units = units_of(*passages)
+    return with_context(units, find_sections([Passage(text) for text in passages], units), ranked, neighbors, minimum)
+
+
+def test_a_heading_comes_with_what_stands_under_it():
+    passages = ["#ab#cd", "##", "x"]  # each character a unit; "#" a heading
+    order = in_order(passages, [3, 5, 6, 1, 8, 0, 2, 4, 7], 0)
+    #                                     the second heading comes with d (5), the first with a (1)
+    assert order == [5, 3, 6, 1, 0, 8, 2, 4, 7]
+
+
+def test_headings_with_nothing_under_them_are_left_out():
+    assert in_order(["##a"], [0, 1, 2], 0) == [2, 1]
+
+
+def test_each_passage_gets_its_least_number_first():
+    passages = ["#ab", "cdef", "", "g"]
+    ranked = [4, 3, 5, 2, 0, 6, 1, 7]
+    assert in_order(passages, ranked, 0, 1) == [4, 2, 0, 7, 3, 5, 6, 1]
+    assert in_order(passages, ranked, 0, 2) == [4, 2, 0, 7, 3, 1, 5, 6]
+    assert take_turns(units_of(*passages), ranked, 0) == ranked
+
+
+def test_neighbours_come_along_within_their_passage():
+    passages = ["abcde", "fgh"]
+    assert in_order(passages, [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
+
+
+@given(st.lists(st.lists(st.floats(-9, 9, width=32), max_size=5), min_size=1, max_size=4), st.integers(0, 3))
+def test_every_unit_is_ranked_once_and_by_score(rows, minimum):
+    texts = [" ".join("abcde"[: len(row)]) for row in rows]
+    units = segment(texts, "word")
+    config = CompressionConfig(granularity="word", min_per_passage=minimum)
+    ranking = rank([Passage(text) for text in texts], units, [torch.tensor(row) for row in rows], config)
+    assert sorted(ranking.order, key=lambda u: (u.passage, u.start)) == [unit for group in units for unit in group]
+    values = [value for row in rows for value in row]
+    score = dict(zip([unit for group in units for unit in group], values, strict=True))
+    by_score = [score[unit] for unit in ranking.order]
+    if minimum == 0:
+        assert by_score == sorted(by_score, reverse=True)
+    assert ranking.passage_scores == pytest.approx([max(row, default=0.0) for row in rows])
+    assert [score[unit] for unit in ranking.best] == sorted((max(row) for row in rows if row), reverse=True)
+
+
+def test_protected_units_come_first():
+    texts = ["One. Two.", "Three. Four."]
+    scores = [torch.tensor([4.0, 3.0]), torch.tensor([2.0, 1.0])]
+    passages = [Passage(text) for text in texts]
+    ranking = rank(passages, segment(texts), scores, protect=["Four", re.compile("^Tw")])
+    assert [unit.text for unit in ranking.order] == ["Two.", "Four.", "One.", "Three."]
+    assert ranking.protected == 2

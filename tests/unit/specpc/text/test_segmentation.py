@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from draftapprox_integrations.specpc.text.segmentation import (
     MAX_UNIT_CHARACTERS,
+    assign_tokens,
     join_spans,
+    merge_tokens,
+    segment,
     sentences,
-    split_units,
-    token_units,
-    unit_of_tokens,
+    words,
 )
 
 texts = st.text(
@@ -47,7 +48,7 @@ def test_sentences(text, expected):
 
 @given(texts, st.sampled_from(["sentence", "word"]))
 def test_units_cover_all_but_white_space_in_order(text, granularity):
-    units = split_units(text, granularity, [])
+    (units,) = [[(unit.start, unit.end) for unit in group] for group in segment([text], granularity)]
     position = 0
     for start, end in units:
         assert position <= start < end <= len(text)
@@ -67,12 +68,12 @@ def test_text_without_any_full_stop_is_cut_between_words():
 
 def test_tokens_of_one_character_are_one_unit():
     # "a", three byte tokens of one emoji, "b"
-    assert token_units("a\U0001f600b", [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]) == [(0, 1), (1, 2), (2, 3)]
+    assert merge_tokens("a\U0001f600b", [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]) == [(0, 1), (1, 2), (2, 3)]
 
 
 @given(texts)
 def test_joined_spans_leave_gaps_only_where_text_was_dropped(text):
-    units = split_units(text, "word", [])[::2]
+    units = words(text)[::2]
     joined = join_spans(text, units)
     for (_, end), (start, _) in itertools.pairwise(joined):
         assert text[end:start].strip()
@@ -81,9 +82,9 @@ def test_joined_spans_leave_gaps_only_where_text_was_dropped(text):
 
 @given(texts, st.integers(1, 7))
 def test_each_token_belongs_to_the_unit_it_overlaps_most(text, width):
-    units = split_units(text, "sentence", [])
+    units = sentences(text)
     tokens = [(start, min(start + width, len(text))) for start in range(0, len(text), width)]
-    for (start, end), owner in zip(tokens, unit_of_tokens(units, tokens), strict=True):
+    for (start, end), owner in zip(tokens, assign_tokens(units, tokens), strict=True):
         overlaps = [min(end, b) - max(start, a) for a, b in units]
         if owner == -1:
             assert all(overlap <= 0 for overlap in overlaps)
