@@ -85,7 +85,7 @@ class CompressionResult:
         return self.tokens_after / self.tokens_before if self.tokens_before else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the originals and the heat, ready for `json.dumps`."""
+        """All fields but the originals and the heat, ready for `json.dumps`."""
         return {
             "query": self.query,
             "tokens_before": self.tokens_before,
@@ -116,42 +116,42 @@ class CompressionResult:
 
 
 class Selection:
-    """What `SpecPC.select` keeps of a batch of token ids.
+    """Positions that `SpecPC.select` keeps of a batch of prompts.
 
     Attributes:
-        indices: Per row a LongTensor [kept]: ascending positions in that row of the input, padding included in the
-            counting, so that `input_ids[row, indices[row]]` is the compressed prompt.
+        indices: Per row a LongTensor [kept]: ascending positions in that row of the input, padding included, so that
+            `input_ids[row, indices[row]]` is the compressed prompt.
 
-    `scores` and `lookahead_ids` of a row that fitted whole are read by the draft when they are first asked for.
+    The draft scores rows that fitted whole when `scores` or `lookahead_ids` is first accessed.
     """
 
     def __init__(
         self,
         indices: list[Tensor],
         tokens: int,
-        found: dict[int, tuple[Tensor, Tensor]],
-        read: Callable[[list[int]], dict[int, tuple[Tensor, Tensor]]],
+        scored: dict[int, tuple[Tensor, Tensor]],
+        score_rows: Callable[[list[int]], dict[int, tuple[Tensor, Tensor]]],
     ):
         self.indices = indices
         self._tokens = tokens
-        self._found = found
-        self._read = read
+        self._scored = scored
+        self._score_rows = score_rows
 
     @property
     def scores(self) -> Tensor:
-        """float32 [batch, tokens]: importance of each token before pooling, 0 at padding."""
+        """float32 [batch, tokens]: score of each token before pooling, 0 at padding."""
         return torch.stack([row[0] for row in self._all()])
 
     @property
     def lookahead_ids(self) -> list[Tensor]:
-        """Per row a LongTensor with what the draft wrote after the prompt."""
+        """Per row a LongTensor of the tokens the draft wrote after the prompt."""
         return [row[1] for row in self._all()]
 
     def _all(self) -> list[tuple[Tensor, Tensor]]:
-        missing = [row for row in range(len(self.indices)) if row not in self._found]
+        missing = [row for row in range(len(self.indices)) if row not in self._scored]
         if missing:
-            self._found |= self._read(missing)
-        return [self._found[row] for row in range(len(self.indices))]
+            self._scored |= self._score_rows(missing)
+        return [self._scored[row] for row in range(len(self.indices))]
 
     def __repr__(self) -> str:
         return f"Selection(kept={[len(row) for row in self.indices]}, of={self._tokens})"

@@ -1,4 +1,4 @@
-"""From one score per token to the tokens that stay (golden README rules 4-7). Pure tensor functions."""
+"""Choose the tokens to keep from their scores (golden README rules 4-7). Pure tensor functions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def rank_scores(scores: Tensor) -> Tensor:
 
 
 def with_neighbors(ranked: Tensor, neighbor_tokens: int, tokens: int) -> Tensor:
-    """Each position followed by its surroundings, nearest first, without repeats.
+    """Follow each position by its neighbours, nearest first, without repeats.
 
     Args:
-        ranked: LongTensor [any], positions from best to worst.
-        neighbor_tokens: how many positions each brings, itself included; an even number reaches one further right.
-        tokens: length of the sequence; positions are clamped to it.
+        ranked: LongTensor [any], positions, best first.
+        neighbor_tokens: Number of positions each brings, itself included; an even number extends one further right.
+        tokens: Length of the sequence; positions are clamped to it.
 
     Returns:
         LongTensor [>= len(ranked)]: positions in the order in which they should be kept.
@@ -59,15 +59,15 @@ def first_occurrences(positions: Tensor, tokens: int) -> Tensor:
 def select_tokens(
     pooled: Tensor, capacity: int, window: int, neighbor_tokens: int, protected: Tensor | None = None
 ) -> Tensor:
-    """Positions of the `capacity` tokens that stay, ascending.
+    """Positions of the `capacity` tokens to keep, ascending.
 
-    First come the last `window` positions and the protected ones, then the best-scored with their neighbours.
+    The last `window` positions and the protected ones come first, then the highest scores with their neighbours.
 
     Args:
         pooled: float32 [tokens].
-        capacity: how many to keep; at least `window` plus the protected ones outside it.
-        window: last tokens, always kept.
-        neighbor_tokens: see `with_neighbors`; 0 for none.
+        capacity: Number of tokens to keep; at least `window` plus the protected ones outside it.
+        window: Number of last tokens, always kept.
+        neighbor_tokens: As for `with_neighbors`; 0 for none.
         protected: bool [tokens] or None.
 
     Returns:

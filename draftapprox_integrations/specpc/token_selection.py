@@ -21,27 +21,27 @@ def choose_positions(
 
     Args:
         draft, view: The model and its attention view.
-        config: `max_capacity_prompt` positions of each row are kept, or all of a shorter one; then the draft does not
-            run unless `scores` is asked for.
+        config: `max_capacity_prompt` positions of each row are kept, or all of a shorter one; then the draft runs only
+            if `scores` is accessed.
         ids: LongTensor [batch, tokens].
         mask: bool [batch, tokens], False at padding.
-        protect: bool [batch, tokens]: positions that stay.
+        protect: bool [batch, tokens], True at positions that must be kept.
 
     Raises:
         BudgetError: window and protected positions exceed the capacity.
         ScoringError: the draft produced NaN.
     """
     capacity, window = config.max_capacity_prompt, config.resolved_window()
-    indices = [row.nonzero().flatten() for row in mask]  # the real positions of each row, then the kept ones
-    places = list(indices)
-    long_rows = [row for row, place in enumerate(places) if len(place) > capacity]
+    real = [row.nonzero().flatten() for row in mask]  # positions without padding
+    kept = list(real)
+    long_rows = [row for row, positions in enumerate(real) if len(positions) > capacity]
 
-    def read(rows: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
-        return _read_rows(draft, view, config, ids, places, rows)
+    def score_rows(rows: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        return _score_rows(draft, view, config, ids, real, rows)
 
-    found = read(long_rows) if long_rows else {}
+    scored = score_rows(long_rows) if long_rows else {}
     for row in long_rows:
-        scores, protected = found[row][0][places[row]], protect[row][places[row]]
+        scores, protected = scored[row][0][real[row]], protect[row][real[row]]
         needed = int(protected[:-window].sum()) + window
         if needed > capacity:
             raise BudgetError(
@@ -50,28 +50,28 @@ def choose_positions(
             )
         pooled = pool_scores(scores, config.pool_type, config.kernel_size)
         keep = select_tokens(pooled, capacity, window, config.resolved_neighbors(), protected)
-        indices[row] = places[row][keep]
-    return Selection(indices, ids.shape[1], found, read)
+        kept[row] = real[row][keep]
+    return Selection(kept, ids.shape[1], scored, score_rows)
 
 
-def _read_rows(
-    draft: LoadedModel, view: PreTrainedModel, config: SpecPCConfig, ids: Tensor, places: list[Tensor], rows: list[int]
+def _score_rows(
+    draft: LoadedModel, view: PreTrainedModel, config: SpecPCConfig, ids: Tensor, real: list[Tensor], rows: list[int]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """For each of `rows` its scores [tokens] and lookahead. Rows longer than the window share a batch."""
+    """Scores float32 [tokens] and lookahead ids of each of `rows`. Rows longer than the window share a batch."""
     window = config.resolved_window()
-    together = [row for row in rows if len(places[row]) > window]
-    batches = [[row] for row in rows if len(places[row]) <= window]
+    together = [row for row in rows if len(real[row]) > window]
+    batches = [[row] for row in rows if len(real[row]) <= window]
     if together:
         batches.append(together)
     results: dict[int, tuple[Tensor, Tensor]] = {}
     for batch_rows in batches:
-        batch, mask = pad_left([ids[row][places[row]].tolist() for row in batch_rows])
+        batch, mask = pad_left([ids[row][real[row]].tolist() for row in batch_rows])
         longest = batch.shape[1]
         with draft.lock:
             found = read_importance(view, batch, mask, min(window, longest), config)
         assert found.lookahead_ids is not None
         for index, row in enumerate(batch_rows):
             scores = torch.zeros(ids.shape[1])
-            scores[places[row]] = found.scores[index, longest - len(places[row]) :]
+            scores[real[row]] = found.scores[index, longest - len(real[row]) :]
             results[row] = (scores, found.lookahead_ids[index])
     return results

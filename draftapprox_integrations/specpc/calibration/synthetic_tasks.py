@@ -1,7 +1,7 @@
-"""Questions that make themselves: invented passages, a question, and which sentences hold the answer.
+"""Synthetic tasks for calibration: invented passages, a question, and the sentences that hold the answer.
 
-What `draftapprox calibrate` measures a draft's heads on. Nothing is downloaded and no name exists: a model cannot know
-the answers, it must look. Three shapes: facts in prose among passages of the same kind, keys and values, and two hops.
+Nothing is downloaded and every name is invented, so a model cannot know the answers: it must find them. Three shapes:
+facts in prose among passages of the same kind, keys and values, and two hops.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Keys of passages that were read before: the latest in memory, all of them in a file if you name one.
+"""Store of passages' keys: the latest in memory, all of them in a file if you name one.
 
-The file is an SQLite database in WAL mode: what was put is there after a crash, any number of processes may read while
-one writes. Each value carries its checksum; what is damaged is dropped and read again by the draft. The oldest unused
-passages go when the file grows beyond `max_bytes`. A file that is something else is refused; one that cannot be written
-is read.
+The file is an SQLite database in WAL mode: writes survive a crash, and any number of processes may read while one
+writes. Each value has a checksum; damaged values are dropped and computed again. The least recently used passages are
+evicted when the file exceeds `max_bytes`. A file of another kind is refused; one without write permission is opened
+read-only.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import InvalidInputError
-from .sqlite import check_ours, open_or_make, open_read_only, transaction, used_bytes
+from .sqlite import check_ours, open_or_create, open_read_only, transaction, used_bytes
 
-_IN_MEMORY = 256 << 20  # bytes, also in front of a file
-_LOW_WATER = 0.9  # a full file is pruned to this share, so that not every write prunes
+_IN_MEMORY = 256 << 20  # bytes; also the cache in front of a file
+_LOW_WATER = 0.9  # a full file is pruned to this share of `max_bytes`, so that few writes prune
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StoreStats:
-    """What a store holds.
+    """Content and use of a store.
 
     Attributes:
         passages: Pieces of passages in the file; without a file, in memory.
-        bytes: Their size there.
-        max_bytes: The most they may take.
-        hits, misses: Lookups of this object that found something, and that did not.
-        dropped: How many it dropped from the file because there was no room for them.
+        bytes: Their size.
+        max_bytes: Limit of that size.
+        hits, misses: Lookups of this object with and without a result.
+        dropped: Pieces that this object evicted from the file for lack of room.
     """
 
     passages: int
@@ -51,15 +51,15 @@ class StoreStats:
 
 
 class PassageStore:
-    """Remembers passages between questions. Safe to use from many threads and processes.
+    """Keeps passages' keys between queries. Safe to use from many threads and processes.
 
     Args:
-        path: The file; made if it is missing. None keeps everything in memory.
-        max_bytes: Bound of the file's content (of the memory, without a file); the least recently used go first.
-        memory_bytes: Bound of what is held in memory in front of a file.
+        path: The file; created if missing. None: memory only.
+        max_bytes: Limit of the file's content (of the memory, without a file); least recently used first out.
+        memory_bytes: Limit of the memory cache in front of a file.
 
     Raises:
-        InvalidInputError: the file cannot be made or is no store, or a bound is not a positive number.
+        InvalidInputError: the file cannot be created or is no store, or a limit is not a positive number.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PassageStore:
             self._with_database(lambda database: None)
 
     def get(self, names: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those names that are held and intact."""
+        """Values of the names that are stored and intact."""
         found = {}
         with self._lock:
             for name in dict.fromkeys(names):
@@ -111,7 +111,7 @@ class PassageStore:
         return found
 
     def put(self, values: Mapping[bytes, bytes]) -> None:
-        """Keep values; when this returns, a file holds them."""
+        """Store values; they are in the file when this returns."""
         with self._lock:
             for name, value in values.items():
                 self._remember(name, value)
@@ -119,7 +119,7 @@ class PassageStore:
                 self._with_database(lambda database: self._insert(database, values))
 
     def prune(self, max_bytes: int | None = None) -> int:
-        """Drop the least recently used until the content takes at most `max_bytes`; how many were dropped."""
+        """Evict the least recently used until at most `max_bytes` are left; the number of evicted pieces."""
         limit = self.max_bytes if max_bytes is None else max_bytes
         with self._lock:
             if self.path is not None:
@@ -131,7 +131,7 @@ class PassageStore:
             return before - len(self._memory)
 
     def stats(self) -> StoreStats:
-        """What is held now."""
+        """Content and use so far."""
         with self._lock:
             count, size = len(self._memory), self._size
             if self.path is not None:
@@ -144,7 +144,7 @@ class PassageStore:
             return StoreStats(count, size, self.max_bytes, self._hits, self._misses, self._dropped)
 
     def close(self) -> None:
-        """Write down what was used, and let go of the file; the store opens it again if needed."""
+        """Write usage times and close the file; a later call opens it again."""
         with self._lock:
             if self._database is not None and self._process == os.getpid():
                 if self.path is not None and self.path.exists():
@@ -175,25 +175,25 @@ class PassageStore:
     # ------------------------------------------------------------------ file
 
     def _with_database(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` on the open file.
+        """Run `work` on the open file.
 
-        A file that is damaged as a whole is put aside and begun anew, one that cannot be written is only read.
+        A damaged file is quarantined and recreated; a file without write permission is opened read-only.
         """
         assert self.path is not None
         for attempt in (1, 2, 3):
             try:
                 return work(self._open())
-            except sqlite3.OperationalError as error:  # locked for a minute, disk full, not allowed
+            except sqlite3.OperationalError as error:  # locked for a minute, disk full, no permission
                 denied = any(words in str(error) for words in ("readonly", "unable to open"))
                 if self._read_only or not denied or not self.path.is_file():
                     raise InvalidInputError(f"cannot use the store {self.path}: {error}") from error
-                logger.warning("the store %s cannot be written: what it holds is used, nothing is added", self.path)
-                self._let_go()
+                logger.warning("no permission to write the store %s: it is used read-only", self.path)
+                self._disconnect()
                 self._read_only = True
             except sqlite3.DatabaseError as error:
                 if attempt == 3 or self._read_only:
                     raise InvalidInputError(f"cannot use the store {self.path}: {error}") from error
-                self._put_aside(error)
+                self._quarantine(error)
         raise AssertionError
 
     def _open(self) -> sqlite3.Connection:
@@ -201,15 +201,15 @@ class PassageStore:
         if self._database is not None and self._process == os.getpid() and self.path.exists():
             return self._database
         if self._process == os.getpid():
-            self._let_go()
+            self._disconnect()
         check_ours(self.path)
-        database = open_read_only(self.path) if self._read_only else open_or_make(self.path)
-        self._database, self._process = database, os.getpid()  # a forked child opens its own
+        database = open_read_only(self.path) if self._read_only else open_or_create(self.path)
+        self._database, self._process = database, os.getpid()  # a forked child opens its own connection
         return database
 
-    def _put_aside(self, error: Exception) -> None:
+    def _quarantine(self, error: Exception) -> None:
         assert self.path is not None
-        self._let_go()
+        self._disconnect()
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
         try:
             self.path.replace(aside)
@@ -217,12 +217,12 @@ class PassageStore:
                 self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
         except OSError as failure:
             raise InvalidInputError(
-                f"the store {self.path} is damaged ({error}) and cannot be put aside: {failure.strerror or failure}. "
+                f"the store {self.path} is damaged ({error}) and cannot be moved aside: {failure.strerror or failure}. "
                 "Remove it, or name another file."
             ) from failure
-        logger.warning("the store %s is damaged (%s); it was moved to %s and begun anew", self.path, error, aside.name)
+        logger.warning("the store %s is damaged (%s); it was moved to %s and recreated", self.path, error, aside.name)
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -239,7 +239,7 @@ class PassageStore:
                 else:
                     damaged.append((name,))
         if damaged:
-            logger.warning("%d damaged passages in the store %s are read again", len(damaged), self.path)
+            logger.warning("%d damaged passages in the store %s are computed again", len(damaged), self.path)
         if damaged and not self._read_only:
             database.executemany("DELETE FROM passages WHERE name = ?", damaged)
         return found
@@ -288,7 +288,7 @@ def _reopen(path: str | None, max_bytes: int, memory_bytes: int) -> PassageStore
 
 
 def open_store(store: PassageStore | str | os.PathLike[str] | None) -> PassageStore:
-    """A store as it is, the one in a file, or for None a small one in memory."""
+    """The given store, the store in a file, or for None one of 256 MiB in memory."""
     if store is None:
         return PassageStore(max_bytes=_IN_MEMORY)
     if not isinstance(store, PassageStore | str | os.PathLike):

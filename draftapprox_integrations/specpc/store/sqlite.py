@@ -1,4 +1,4 @@
-"""The SQLite file of a `PassageStore`: how it is told from others, made and opened."""
+"""The SQLite file of a `PassageStore`: recognize, create and open it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS passages (name BLOB PRIMARY KEY, value BLOB, checksum INTEGER, used INTEGER);
 CREATE INDEX IF NOT EXISTS passages_used ON passages (used);
 """
-_APPLICATION = 0x44415053  # in the file's header: this is a store
+_APPLICATION = 0x44415053  # marks a store in the file's header
 _DATABASE_NAMES = {".db", ".sqlite", ".sqlite3", ".store"}
 
 
 class transaction:  # noqa: N801 - used like a function
-    """All or nothing, written at once."""
+    """Context manager: one atomic write transaction."""
 
     def __init__(self, database: sqlite3.Connection):
         self._database = database
@@ -31,7 +31,7 @@ class transaction:  # noqa: N801 - used like a function
 
 def check_ours(path: Path) -> None:
     """Raises:
-    InvalidInputError: the file is something else than a store, whole or damaged.
+    InvalidInputError: the file is neither a store nor a damaged one.
     """
     if not path.is_file():
         return
@@ -39,16 +39,16 @@ def check_ours(path: Path) -> None:
         head = file.read(100)
     if head.startswith(b"SQLite format 3\0") and len(head) == 100:
         ours = int.from_bytes(head[68:72], "big") == _APPLICATION
-    else:  # damaged, if its name speaks for it
+    else:  # a damaged store, if its suffix is that of a database
         ours = not head or path.suffix.lower() in _DATABASE_NAMES
     if not ours:
-        raise InvalidInputError(f"{path} is not a store of passages. Name another file; it is made if it is missing.")
+        raise InvalidInputError(f"{path} is not a store of passages. Name another file; it is created if missing.")
 
 
-def open_or_make(path: Path) -> sqlite3.Connection:
-    """The database, for reading and writing."""
+def open_or_create(path: Path) -> sqlite3.Connection:
+    """Open the database for reading and writing; create it if missing."""
     database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts for a new file only
+    database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has an effect on a new file only
     if database.execute("PRAGMA application_id").fetchone() == (0,):
         database.execute(f"PRAGMA application_id = {_APPLICATION}")
     database.execute("PRAGMA journal_mode = WAL")
@@ -59,11 +59,11 @@ def open_or_make(path: Path) -> sqlite3.Connection:
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """The database, where nothing can be written."""
+    """Open the database read-only."""
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
     try:
         return _connect_read_only(uri)
-    except sqlite3.OperationalError:  # not even its helper files can be made
+    except sqlite3.OperationalError:  # its -wal and -shm files cannot be created
         return _connect_read_only(f"{uri}&immutable=1")
 
 
@@ -78,7 +78,7 @@ def _connect_read_only(uri: str) -> sqlite3.Connection:
 
 
 def used_bytes(database: sqlite3.Connection) -> int:
-    """Bytes of the file's pages that are in use."""
+    """Bytes of the pages in use."""
 
     def pragma(name: str) -> int:
         return int(database.execute(f"PRAGMA {name}").fetchone()[0])

@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_written_is_read(folder):
         done = subprocess.run([sys.executable, "-c", READ_ONLY, str(path)], capture_output=True, text=True)
         Path(place).chmod(0o755)
     assert done.returncode == 0, done.stderr
-    assert "cannot be written: what it holds is used, nothing is added" in done.stdout
+    assert "no permission to write the store" in done.stdout
     assert "\n2 3 2\n" in done.stdout  # what is new is remembered in memory
     assert "cannot make the store" in done.stdout
 
