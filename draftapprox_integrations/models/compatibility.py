@@ -36,8 +36,8 @@ _OPTION_MEANINGS = {
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
     "position_bias": "a position bias on its logits",
-    "indices": "a choice of its own among the keys",
-    "block_indices": "a choice of its own among the keys",
+    "indices": "a learned selection of keys",
+    "block_indices": "a learned selection of keys",
 }
 
 
@@ -59,11 +59,11 @@ def check_model(model: PreTrainedModel) -> None:
     own_positions = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
     if own_positions or "position_ids" not in inspect.signature(type(base_model).forward).parameters:
         raise UnsupportedModelError(
-            f"{name} counts positions in its own way, so the rows of a padded batch would go wrong. {_ADVICE}"
+            f"{name} computes positions itself, so the rows of a padded batch would go wrong. {_ADVICE}"
         )
     counted = isinstance(getattr(model.config.get_text_config(), "num_hidden_layers", None), int)
     if not counted or not model._supports_default_dynamic_cache():  # type: ignore[operator]
-        raise UnsupportedModelError(f"{name} keeps its layers' states in a way of its own. {_ADVICE}")
+        raise UnsupportedModelError(f"{name} does not store its layers' states in transformers' cache. {_ADVICE}")
     linear = any(type(layer) is LinearAttentionLayer for layer in DynamicCache(config=model.config).layers)
     if linear and not any(hasattr(f, "apply_mask_to_padding_states") for f in files):
         raise UnsupportedModelError(
@@ -89,12 +89,12 @@ def check_call(module: torch.nn.Module, query: Tensor, mask: Tensor | None, opti
             meaning = _OPTION_MEANINGS.get(option, f"an option {option!r} that is not known here")
             raise UnsupportedModelError(f"{name} uses {meaning}, which SDPA cannot compute exactly. {_ADVICE}")
     if getattr(module, "layer_idx", None) is None:
-        raise UnsupportedModelError(f"{name} does not say which layer it is (no layer_idx). {_ADVICE}")
+        raise UnsupportedModelError(f"{name} has no layer index (layer_idx). {_ADVICE}")
     if mask is not None and mask.shape[1] > 1:
-        raise UnsupportedModelError(f"{name} has a mask of its own for each head. {_ADVICE}")
+        raise UnsupportedModelError(f"{name} has a separate mask for each head. {_ADVICE}")
     if query.shape[2] > 1 and not _is_causal(module, mask, options):
         raise UnsupportedModelError(
-            f"{name} lets tokens attend to later ones; only decoders can be used here. If the model can be one, set "
+            f"{name} lets tokens attend to later ones; only decoders are supported. If the model can be one, set "
             f"is_decoder=True in its config. {_ADVICE}"
         )
 

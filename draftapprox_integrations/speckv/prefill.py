@@ -138,7 +138,7 @@ class Evictor:
             )
         if self._config.head_budgets != "uniform" and cached.keys is not key:
             raise UnsupportedModelError(
-                f"{self._name} attends to something else than what it caches, so its heads cannot keep different "
+                f"{self._name} does not attend to what it caches, so its heads cannot keep different "
                 "numbers of pairs: set head_budgets='uniform'."
             )
         return heads
@@ -220,8 +220,8 @@ def new_cache(model: PreTrainedModel, quantization: KVQuantization | None = None
             layer.activate_past_recording()  # type: ignore[no-untyped-call]
         elif type(layer) is not DummyLayer:
             raise UnsupportedModelError(
-                f"{type(model).__name__} has layers of kind {type(layer).__name__}, whose state cannot be dropped in "
-                "parts. Use SpecPC in front of it."
+                f"{type(model).__name__} has layers of kind {type(layer).__name__}, whose state cannot be partly "
+                "evicted. Use SpecPC in front of it."
             )
     if not any(isinstance(layer, EvictedLayer) for layer in cache.layers):
         raise UnsupportedModelError(

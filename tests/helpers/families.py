@@ -1,6 +1,6 @@
-"""The families of transformers' causal language models: a tiny random model of each, and what is expected of it.
+"""Families of transformers' causal language models: a tiny random model of each, and the expected outcome.
 
-python -m tests.helpers.families NAME ...       try families; say what they can do, or why not
+python -m tests.helpers.families NAME ...       run the checks on families and print the outcomes
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 TABLE = Path(__file__).with_name("families.toml")
 PAGE = Path(__file__).parent.parent.parent / "docs" / "families.md"
 METHODS = {
-    "specpc": "SpecPC", "chunks": "in chunks", "speckv": "SpecKV", "adaptive": "adaptive", "speckvpc": "SpecKV-PC",
+    "specpc": "SpecPC", "chunks": "chunked", "speckv": "SpecKV", "adaptive": "adaptive", "speckvpc": "SpecKV-PC",
 }  # fmt: skip
 INSTALLED = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 VOCABULARY = 128
-LIMIT = 7_000_000  # parameters; a family whose sizes are not known yet must not fill the memory
-# What makes any config tiny, by field name. A field that a config does not have is left out; each threshold (windows,
-# chunks, choices among keys) is well below the 40 tokens of the tests' prompts, so that it matters.
+LIMIT = 7_000_000  # parameters; protects the memory from families whose sizes are not known yet
+# Sizes that make any config tiny, by field name. Fields that a config lacks are skipped. Thresholds (windows, chunks,
+# numbers of selected keys) are well below the 40 tokens of the tests' prompts, so that they have an effect.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "lru_width"), 32),
@@ -67,7 +67,7 @@ _SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _ROBERTA = {"pad_token_id": 1}
 _SWA = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "rel_extent": 32, "d_rel": 8}
 _DOTS = {f"swa_{name}": SIZES[name] for name in ("num_attention_heads", "q_lora_rank", "kv_lora_rank", "v_head_dim")}
-# What the sizes above do not fit. Keys are model types, also of the parts of a composite config.
+# Exceptions from these sizes. Keys are model types, also of the parts of a composite config.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -120,15 +120,15 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Families of which the same holds: one group of tests/helpers/families.toml.
+    """Families with one outcome: a group of tests/helpers/families.toml.
 
     Attributes:
-        title: What holds.
-        why: The reason, for people.
-        refused: Check -> what the error message has, as a regular expression; "all" for all checks.
-        families: Name -> examples. A name is a model type; with "+..." for other settings of it.
+        title: The outcome, in words.
+        why: The reason, in words.
+        refused: Check -> regular expression for the error message; "all" for all checks.
+        families: Name -> examples. A name is a model type, with "+..." for other settings of it.
         settings: Name -> config fields that differ.
-        tried: False where no tiny model can be made.
+        tried: False if no tiny model can be made.
     """
 
     title: str
@@ -139,28 +139,28 @@ class Group:
     tried: bool
 
     def reason(self, method: str) -> str | None:
-        """What the refusal says; None where the method works."""
-        behind = {"chunks": ("specpc",), "adaptive": ("speckv",), "speckvpc": ("speckv", "specpc")}
-        found = [self.refused.get(each) for each in (method, *behind.get(method, ()), "all")]
-        return next(filter(None, found), None)
+        """Regular expression for the refusal; None if the method works."""
+        requires = {"chunks": ("specpc",), "adaptive": ("speckv",), "speckvpc": ("speckv", "specpc")}
+        patterns = [self.refused.get(each) for each in (method, *requires.get(method, ()), "all")]
+        return next(filter(None, patterns), None)
 
 
 @lru_cache
 def groups() -> list[Group]:
-    """The table."""
-    found = []
+    """Groups of the table."""
+    result = []
     for group in tomllib.loads(TABLE.read_text())["group"]:
         named = dict.fromkeys(group.get("others", []), "") | group.get("families", {})
         entries = {name: e if isinstance(e, dict) else {"models": e} for name, e in sorted(named.items())}
         models = {name: entry["models"] for name, entry in entries.items()}
         settings = {name: entry.get("settings", {}) for name, entry in entries.items()}
         refused, tried = group.get("refused", {}), group.get("tried", True)
-        found.append(Group(group["title"], group.get("why", ""), refused, models, settings, tried))
-    return found
+        result.append(Group(group["title"], group.get("why", ""), refused, models, settings, tried))
+    return result
 
 
 def page() -> str:
-    """docs/families.md."""
+    """Text of docs/families.md."""
     head = " | ".join(METHODS.values())
     lines = [_HEAD, f"| | Families | {head} |", "|---|---|" + "---|" * len(METHODS)]
     for group in groups():
@@ -176,7 +176,7 @@ def page() -> str:
 
 
 def summary() -> str:
-    """What the README says too."""
+    """Summary sentence, also in the README."""
     tried = [group for group in groups() if group.tried]
     specpc, speckv, both = (
         sum(_number(group) for group in tried if group.reason(method) is None)
@@ -199,16 +199,17 @@ def _anchor(title: str) -> str:
 
 _HEAD = """# Model families
 
-What the causal language models of transformers can do here. No list of names decides that: what a model does as it
-runs is checked, and what cannot be computed exactly is refused with an `UnsupportedModelError`. This page is what a
-test finds on a tiny random model of every family. Listed as working: the same numbers, within 1e-4, as with eager
-attention (SpecPC) and as with a full cache that is masked to the kept pairs (SpecKV), for rows of different length in
-one batch. Listed as refused: refused, with the reason given. `make families` runs the test and writes this page.
+Which causal language models of transformers are supported. There is no list of names in the code: a model's behaviour
+is checked while it runs, and a model that cannot be computed exactly is refused with an `UnsupportedModelError`. A
+test writes this page from a tiny random model of every family. "yes" means equal numbers, within 1e-4: to eager
+attention (SpecPC), and to a full cache masked to the kept pairs (SpecKV), for rows of different lengths in one batch.
+"no" means refused, for the reason given. `make families` runs the test and writes this page.
 
-A family is the `model_type` in a model's `config.json`; after a plus, another setting of one.
+A family is the `model_type` in a model's `config.json`; a suffix after a plus is a variant with other settings.
 
-- **SpecPC**: it can be the draft. What answers may be any model. **In chunks**: with `prefill_chunk_size`.
-- **SpecKV**: it can be the target. Any model that generates can draft. **Adaptive**: with `head_budgets="adaptive"`.
+- **SpecPC**: it can be the draft; any model can be the target. **Chunked**: with `prefill_chunk_size`.
+- **SpecKV**: it can be the target; any model that generates can be the draft. **Adaptive**: with
+  `head_budgets="adaptive"`.
 - **SpecKV-PC**: it can be both.
 """
 
@@ -217,22 +218,22 @@ A family is the `model_type` in a model's `config.json`; after a plus, another s
 
 
 def tiny_model(name: str) -> PreTrainedModel:
-    """A random model of a family, the same each time."""
+    """Make the random model of a family, the same each time."""
     settings = next((group.settings[name] for group in groups() if name in group.families), {})
     config = _shrink(CONFIG_MAPPING[name.split("+")[0]], settings)
     make = AutoModelForCausalLM.from_config
-    if config.model_type.startswith("musicgen"):  # its class wants only this part
+    if config.model_type.startswith("musicgen"):  # its class takes only this part
         make, config = AutoModelForCausalLM._model_mapping[type(config)]._from_config, config.decoder
     with torch.device("meta"):
         parameters = dict(make(config).named_parameters())
     if sum(parameter.numel() for parameter in parameters.values()) > LIMIT:
         largest = sorted(parameters, key=lambda key: -parameters[key].numel())[:5]
         shapes = ", ".join(f"{key} {list(parameters[key].shape)}" for key in largest)
-        raise ValueError(f"{name} does not get small; its largest parameters: {shapes}. Add sizes to families.py")
+        raise ValueError(f"{name} is too large; its largest parameters: {shapes}. Add sizes to families.py")
     torch.manual_seed(0)
     model = make(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # also what is born as zeros: sinks, biases, gates
+        for parameter in model.parameters():  # also those initialized to zero: sinks, biases, gates
             if parameter.is_floating_point():
                 parameter.normal_(0, 0.2) if parameter.dim() > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
@@ -247,7 +248,7 @@ def _shrink(kind: type[PreTrainedConfig], settings: dict[str, Any]) -> PreTraine
             values.setdefault(name, VOCABULARY - 1)
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
         values["num_key_value_heads"] = 4
-    kinds = _kinds_of_layers(kind)
+    kinds = _layer_types(kind)
     if "layer_types" in fields and len(kinds) > 1:
         values["layer_types"] = (kinds * 4)[:4]
     windows = any("sliding" in layer for layer in [*kinds, *settings.get("layer_types", [])])
@@ -258,7 +259,7 @@ def _shrink(kind: type[PreTrainedConfig], settings: dict[str, Any]) -> PreTraine
     return kind(**(values | {name: value for name, value in settings.items() if name not in parts}))
 
 
-def _kinds_of_layers(kind: type[PreTrainedConfig]) -> list[str]:
+def _layer_types(kind: type[PreTrainedConfig]) -> list[str]:
     try:
         return list(dict.fromkeys(getattr(kind(), "layer_types", None) or []))
     except Exception:  # not every config can be made from its defaults
@@ -266,15 +267,15 @@ def _kinds_of_layers(kind: type[PreTrainedConfig]) -> list[str]:
 
 
 def _parts(kind: type[PreTrainedConfig]) -> dict[str, type[PreTrainedConfig]]:
-    """The configs inside a composite config."""
-    found = {}
+    """Configs inside a composite config."""
+    result = {}
     specs = getattr(kind, "sub_configs_defaults", {})
     for name, part in (getattr(kind, "sub_configs", None) or {}).items():
         if part.__name__ == "AutoConfig":
             part = CONFIG_MAPPING[specs[name].model_type] if name in specs and specs[name].model_type else None
         if part is not None:
-            found[name] = part
-    return found
+            result[name] = part
+    return result
 
 
 # ---------------------------------------------------------------- command line

@@ -1,4 +1,4 @@
-"""Whether a method is exact with a family: against eager attention, and against a full cache masked to the kept pairs.
+"""Exactness of each method with a family: against eager attention, and against a full cache masked to the kept pairs.
 
 The oracles are those of tests/unit/models/test_attention.py and tests/unit/speckv/test_prefill.py.
 """
@@ -46,7 +46,7 @@ def prompts() -> list[list[int]]:
 
 
 def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:
-    """The same weights with another implementation of attention."""
+    """Return the same weights with another attention implementation."""
     other = share_weights(model)
     for module in other.modules():
         if hasattr(getattr(module, "config", None), "_attn_implementation"):
@@ -71,7 +71,7 @@ def check_specpc(name: str) -> None:
 
 
 def check_chunks(name: str) -> None:
-    """Scores do not depend on the pieces in which the prompt is read."""
+    """Scores do not depend on the chunk size."""
     view, (ids, mask) = attention_view(model_of(name)), pad_left(prompts())
     config = replace(SPECPC, lookahead_tokens=None)
     whole = read_importance(view, ids, mask, 7, config).scores
@@ -96,7 +96,7 @@ def observed_layers(model: PreTrainedModel) -> list[int]:
 
 
 def check_speckv(name: str) -> None:
-    """Generation after eviction has the logits of a masked full cache; without eviction it is the model's own."""
+    """Generation after eviction has the logits of a masked full cache; without eviction, the model's own."""
     model, rows = model_of(name), prompts()
     ids, mask = pad_left(rows)
     whole = SpecKV(model, model, SpecKVConfig(max_capacity_prompt=64)).generate(rows, max_new_tokens=NEW)
@@ -108,7 +108,7 @@ def check_speckv(name: str) -> None:
 
 
 def check_adaptive(name: str) -> None:
-    """The same with a number of pairs of its own for each KV head."""
+    """The same with adaptive head budgets."""
     assert_exact(model_of(name), replace(SPECKV, head_budgets="adaptive"))
 
 
@@ -123,7 +123,7 @@ def assert_exact(model: PreTrainedModel, config: SpecKVConfig) -> None:
     expected = masked_logits(model, out.sequences, mask, evictor)
     torch.testing.assert_close(torch.stack(out.logits, 1), expected, rtol=1e-4, atol=1e-4)
     unmasked = masked_logits(model, out.sequences, mask, None)
-    assert (unmasked - expected).abs().max() > 0.01  # what was dropped did matter
+    assert (unmasked - expected).abs().max() > 0.01  # eviction had an effect
 
 
 @torch.no_grad()
@@ -150,11 +150,11 @@ def as_indices(kept: Tensor) -> Tensor:
 
 
 def owners(model: PreTrainedModel) -> dict[int, int]:
-    """For each layer the one whose KV pairs it attends to."""
+    """Map each layer to the one whose KV pairs it attends to."""
     config = model.config.get_text_config()
     modes = getattr(config, "kv_sharing_modes", None) or [None] * config.num_hidden_layers
-    lenders = {config.layer_types[layer]: layer for layer, mode in enumerate(modes) if mode == "store"}
-    return {layer: lenders[config.layer_types[layer]] if mode == "reuse" else layer for layer, mode in enumerate(modes)}
+    storing = {config.layer_types[layer]: layer for layer, mode in enumerate(modes) if mode == "store"}
+    return {layer: storing[config.layer_types[layer]] if mode == "reuse" else layer for layer, mode in enumerate(modes)}
 
 
 # ---------------------------------------------------------------- both
@@ -184,7 +184,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
 
 
 def outcome(name: str, method: str) -> str:
-    """ "works", or "refused: ..." with the message; whatever else goes wrong is raised."""
+    """Return "works", or "refused: ..." with the message; other errors are raised."""
     try:
         CHECKS[method](name)
     except UnsupportedModelError as error:
