@@ -1,239 +1,286 @@
-"""What every retrieval part shares, whatever its framework: titles, errors, empty passages, the note on each item.
+"""Base class of every retrieval part: its fields, its `SpecPC`, and the compression of retrieved items.
 
-A framework's part turns its nodes or documents into texts and metadata, calls `compress_retrieved`, and copies each
-`Kept` back into a node or document. It knows no tensor; this module knows no framework.
+A framework's part converts its documents or nodes to `RetrievedItem`s and copies each `KeptItem` back. Imports no
+framework; needs pydantic, which every supported framework brings.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..config import SpecPCConfig
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from ..config import CompressionConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
 from ..models.references import Reference, as_reference, check_loadable, is_placeholder, model_reference
 from ..models.tokenization import TokenizerSpec
-from ..results import CompressedPassage, CompressionResult, Span
+from ..results import CompressionResult
 from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.scoring.embedder import Embedder, check_embedder
+from ..specpc.scoring.registry import ScorerSpec, check_scorer
 from ..specpc.store.passage_store import PassageStore
-from ..specpc.text.ranking import Pattern
+from ..specpc.validation import as_config, check_budget
+from .items import KeptItem, RetrievedItem, note_on, title_of
 
 OnError = Literal["raise", "passthrough"]
+TITLE_KEYS = ("title", "file_name", "source")
+
+# Repeated in every subclass: pydantic takes the configuration of the last base class, which is the framework's.
+FIELDS = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """One item that stays.
-
-    Attributes:
-        index: Its place in the input.
-        text: Its new text, or None if the item is passed on as it is.
-        note: What to put under the metadata key: "kept" (character spans in the original text), "score",
-            "tokens_before", "tokens_after"; JSON-ready.
-    """
-
-    index: int
-    text: str | None
-    note: dict[str, Any] | None
-
-
 class CompressorReference(Reference):
-    """Holds the `SpecPC` of a retrieval part: given ready-made, or made on first use from a name.
+    """A serializable reference to a `SpecPC`, which is made on first use.
 
-    Pickling keeps names and settings, not weights: what was given as an object must be given again.
+    Pickling keeps names and settings. What was given as an object must be given again after unpickling.
 
     Args:
-        draft: A model spec, a `LoadedModel`, or a `SpecPC` to share.
-        config: Settings, or None for the defaults (or those of the shared `SpecPC`).
-        tokenizer, store, embedder: see `SpecPC`.
+        draft: A model spec, or a `SpecPC` to share.
+        config, compression, scorer, tokenizer, embedder, store: As for `SpecPC`.
 
     Attributes:
-        config: The settings in use.
-        draft_name, tokenizer_name: What to save; a name or folder, or a marker that it was an object.
+        config, compression: The settings in use.
+        draft_name, scorer_name, tokenizer_name, embedder_name, store_name: Names to save; for an object a marker.
 
     Raises:
-        InvalidInputError: a shared `SpecPC` and another config or tokenizer are both given.
+        InvalidInputError: an argument of the wrong type, or settings beside a shared `SpecPC`, which has its own.
     """
 
     def __init__(
         self,
         draft: ModelSpec | SpecPC,
-        config: SpecPCConfig | None = None,
+        config: SpecPCConfig | dict[str, Any] | None = None,
+        compression: CompressionConfig | dict[str, Any] | None = None,
+        scorer: ScorerSpec = "fused",
         tokenizer: TokenizerSpec | None = None,
-        store: PassageStore | str | os.PathLike[str] | None = None,
         embedder: Embedder | str | None = None,
+        store: PassageStore | str | os.PathLike[str] | None = None,
     ):
         self._lock = threading.Lock()
-        self._engine: SpecPC | None = None
-        self._draft, self._tokenizer, self._store, self._embedder = draft, tokenizer, store, embedder
+        self._compressor: SpecPC | None = None
+        if isinstance(draft, SpecPC):
+            if scorer != "fused" or any(given is not None for given in (config, compression, tokenizer, embedder, store)):
+                raise InvalidInputError(
+                    "a shared SpecPC brings its own config, compression, scorer, tokenizer, embedder and store; pass a "
+                    "model to set others"
+                )
+            self._compressor, config, compression, scorer = draft, draft.config, draft.compression, draft.scorer_spec
+            draft, tokenizer, embedder, store = draft.draft, draft.tokenizer, draft.embedder, draft.store
+        if not is_placeholder(scorer):
+            check_scorer(scorer)
         if not is_placeholder(embedder):
             check_embedder(embedder)
-        if isinstance(draft, SpecPC):
-            others = (tokenizer, store, embedder)
-            if any(other is not None for other in others) or (config is not None and config != draft.config):
-                raise InvalidInputError(
-                    "a shared SpecPC brings its own config, tokenizer, store and embedder; pass a model instead to set "
-                    "others"
-                )
-            self._engine, config, tokenizer = draft, draft.config, draft.tokenizer
-        self.config = config or SpecPCConfig()
-        self.draft_name = model_reference(draft.draft if isinstance(draft, SpecPC) else draft)
-        self.tokenizer_name = tokenizer if tokenizer is None else as_reference(tokenizer)
+        self.config, self.compression = as_config(config, SpecPCConfig), as_config(compression, CompressionConfig)
+        self._draft, self._scorer, self._tokenizer, self._embedder = draft, scorer, tokenizer, embedder
+        self._store = store
+        self.draft_name = model_reference(draft)
+        self.scorer_name = as_reference(scorer)
+        self.tokenizer_name = None if tokenizer is None else as_reference(tokenizer)
+        self.embedder_name = None if embedder is None else as_reference(embedder)
+        path = store.path if isinstance(store, PassageStore) else store
+        self.store_name = None if path is None else os.fspath(path)
 
     def get(self) -> SpecPC:
-        """The engine.
+        """Return the `SpecPC`; the first call loads the draft.
 
         Raises:
             InvalidInputError: the part was saved without an object it was made with.
             ModelLoadError: as `load_model`.
         """
         with self._lock:
-            if self._engine is None:
+            if self._compressor is None:
                 check_loadable("draft", self._draft)
+                check_loadable("scorer", self._scorer)
                 check_loadable("tokenizer", self._tokenizer)
                 check_loadable("embedder", self._embedder)
-                assert not isinstance(self._draft, SpecPC)
-                assert not isinstance(self._embedder, str)  # checked when it was given
-                self._engine = SpecPC(
-                    self._draft, self.config, tokenizer=self._tokenizer, store=self._store, embedder=self._embedder
+                self._compressor = SpecPC(
+                    self._draft,
+                    self.config,
+                    compression=self.compression,
+                    scorer=self._scorer,
+                    tokenizer=self._tokenizer,
+                    embedder=self._embedder,  # type: ignore[arg-type]  # a str is a marker, refused above
+                    store=self._store,
                 )
-            return self._engine
-
-    @property
-    def store_name(self) -> str | None:
-        """The file of the store that was given, if there is one."""
-        path = self._store.path if isinstance(self._store, PassageStore) else self._store
-        return None if path is None else os.fspath(path)
+            return self._compressor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        embedder = None if self._embedder is None else as_reference(self._embedder)
-        return CompressorReference, (self.draft_name, self.config, self.tokenizer_name, self.store_name, embedder)
+        return CompressorReference, (
+            self.draft_name, self.config, self.compression, self.scorer_name, self.tokenizer_name,
+            self.embedder_name, self.store_name,
+        )  # fmt: skip
 
 
-def compress_retrieved(
-    slot: CompressorReference,
-    texts: Sequence[str | None],
-    metadata: Sequence[Mapping[str, Any]],
+class SpecPCBase(BaseModel):
+    """Base class of retrieval parts: keeps the sentences of retrieved items that matter for the query.
+
+    A model given by name is loaded at the first call. Saving keeps names and settings, never weights.
+
+    Args:
+        draft: The draft model: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or
+            a `SpecPC` to share.
+        max_tokens: Most tokens to keep of all items together, metadata not counted; >= 1.
+        keep_ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the budget is
+            `config.max_capacity_prompt`.
+        config: `SpecPCConfig`, or a dict of its fields: settings of the paper's method.
+        compression: `CompressionConfig`, or a dict of its fields: settings of text.
+        scorer: "fused", "heads", "joint", or an object with `score(query, passages, sentences)`; see `SpecPC`.
+        tokenizer: Counts the budget's tokens; usually the target's tokenizer. None: the draft's.
+        embedder: Embedding model of scorer "fused"; see `SpecPC`.
+        store: File, or `PassageStore`, that keeps passages which were read before; see `ingest`.
+        on_empty: "drop" leaves out items of which nothing is kept. "keep_best" keeps every item with its best
+            sentence, or as much of it as the budget allows.
+        on_error: "raise", or "passthrough": log a warning and return all items unchanged.
+        protect: Sentences that contain one of these strings are always kept.
+        title_keys: Metadata keys that may hold a title, the first found is used. The draft reads it with the text; it
+            costs no budget.
+        metadata_key: Metadata key for the kept spans, score and token counts.
+        **fields: Fields of the framework's own base class.
+
+    Raises:
+        InvalidInputError: an argument is out of range or of the wrong type.
+    """
+
+    model_config = FIELDS
+
+    draft: str = Field(frozen=True, description="Name of the draft model.")
+    max_tokens: int | None = Field(default=None, description="Most tokens to keep, all items together.")
+    keep_ratio: float | None = Field(default=None, description="Share of the tokens to keep, instead of max_tokens.")
+    config: SpecPCConfig = Field(frozen=True, description="Settings of the paper's method.")
+    compression: CompressionConfig = Field(frozen=True, description="Settings of text.")
+    scorer: str = Field(default="fused", frozen=True, description="Name of the sentence scorer.")
+    tokenizer: str | None = Field(default=None, frozen=True, description="Name of the tokenizer of the budget.")
+    embedder: str | None = Field(default=None, frozen=True, description="Marker of the embedder, an object.")
+    store: str | None = Field(default=None, frozen=True, description="File that keeps passages read before.")
+    on_empty: OnEmpty = Field(default="drop", description="Whether to drop items of which nothing is kept.")
+    on_error: OnError = Field(default="raise", description="Whether to raise errors or return the items unchanged.")
+    protect: list[str] = Field(default_factory=list, description="Sentences that contain one of these are kept.")
+    title_keys: list[str] = Field(default=list(TITLE_KEYS), description="Metadata keys that may hold a title.")
+    metadata_key: str = Field(default="specpc", description="Metadata key for the kept spans.")
+
+    _reference: CompressorReference = PrivateAttr()
+
+    def __init__(
+        self,
+        draft: ModelSpec | SpecPC = "default",
+        *,
+        max_tokens: int | None = None,
+        keep_ratio: float | None = None,
+        config: SpecPCConfig | dict[str, Any] | None = None,
+        compression: CompressionConfig | dict[str, Any] | None = None,
+        scorer: ScorerSpec = "fused",
+        tokenizer: TokenizerSpec | None = None,
+        embedder: Embedder | None = None,
+        store: PassageStore | str | os.PathLike[str] | None = None,
+        on_empty: OnEmpty = "drop",
+        on_error: OnError = "raise",
+        protect: Sequence[str] = (),
+        title_keys: Sequence[str] = TITLE_KEYS,
+        metadata_key: str = "specpc",
+        **fields: Any,
+    ):
+        check_budget(max_tokens, keep_ratio)
+        reference = CompressorReference(draft, config, compression, scorer, tokenizer, embedder, store)
+        super().__init__(
+            draft=reference.draft_name,
+            max_tokens=max_tokens,
+            keep_ratio=keep_ratio,
+            config=reference.config,
+            compression=reference.compression,
+            scorer=reference.scorer_name,
+            tokenizer=reference.tokenizer_name,
+            embedder=reference.embedder_name,
+            store=reference.store_name,
+            on_empty=on_empty,
+            on_error=on_error,
+            protect=list(protect),
+            title_keys=list(title_keys),
+            metadata_key=metadata_key,
+            **fields,
+        )
+        self._reference = reference
+
+    def load(self) -> SpecPC:
+        """Load the draft now instead of at the first call; return the `SpecPC`."""
+        return self._reference.get()
+
+    def _compress_items(
+        self, items: Sequence[RetrievedItem], query: str | None
+    ) -> tuple[list[KeptItem], CompressionResult | None]:
+        return compress_items(
+            self._reference,
+            items,
+            query,
+            max_tokens=self.max_tokens,
+            keep_ratio=self.keep_ratio,
+            on_empty=self.on_empty,
+            on_error=self.on_error,
+            protect=self.protect,
+            title_keys=self.title_keys,
+            metadata_key=self.metadata_key,
+        )
+
+    def _ingest_items(self, items: Sequence[RetrievedItem]) -> int:
+        with_text = [item for item in items if item.text and item.text.strip()]
+        titles = [title_of(item.metadata, self.title_keys) for item in with_text]
+        return self.load().ingest([item.text or "" for item in with_text], titles)
+
+
+def compress_items(
+    reference: CompressorReference,
+    items: Sequence[RetrievedItem],
     query: str | None,
     *,
     max_tokens: int | None,
-    ratio: float | None,
-    on_empty: OnEmpty,
-    on_error: OnError,
-    protect: Sequence[Pattern],
-    title_keys: Sequence[str],
-    metadata_key: str,
-    retriever_scores: Sequence[float | None] | None = None,
-) -> tuple[list[Kept], CompressionResult | None]:
-    """Compress the texts among some retrieved items.
-
-    Args:
-        slot: The engine.
-        texts: Per item its text, or None for one that has none (an image); such an item is always passed on.
-        metadata: Per item its metadata, in which the title is looked up.
-        query: The question.
-        max_tokens, ratio, on_empty, protect, retriever_scores: as `SpecPC.compress`.
-        on_error: "raise", or "passthrough": log the error and pass every item on as it is.
-        title_keys: The first of these that an item's metadata has is its title.
-        metadata_key: Where an item compressed before has its note; the new note then speaks of the original too.
+    keep_ratio: float | None,
+    on_empty: OnEmpty = "drop",
+    on_error: OnError = "raise",
+    protect: Sequence[str] = (),
+    title_keys: Sequence[str] = (),
+    metadata_key: str = "specpc",
+) -> tuple[list[KeptItem], CompressionResult | None]:
+    """Compress the texts of retrieved items; arguments as `SpecPCBase`.
 
     Returns:
-        The items that stay, in order, and the engine's result (None after an error or without any text).
+        The items that stay, in input order, and the result behind them. The result is None after an error that was
+        passed over, or if no item has text.
 
     Raises:
-        DraftApproxError: as `SpecPC.compress`, with on_error "raise".
+        DraftApproxError: as `SpecPC.compress`, with `on_error="raise"`.
     """
-    places = [index for index, text in enumerate(texts) if text and text.strip()]
+    unchanged = [KeptItem(index) for index in range(len(items))]
+    with_text = [index for index, item in enumerate(items) if item.text and item.text.strip()]
+    if not with_text:
+        return unchanged, None
     try:
-        if not places:
-            return [Kept(index, None, None) for index in range(len(texts))], None
-        result = slot.get().compress(
-            [texts[index] or "" for index in places],
-            query if query is not None else "",
+        result = reference.get().compress(
+            [items[index].text or "" for index in with_text],
+            query or "",
             max_tokens=max_tokens,
-            keep_ratio=ratio,
-            titles=[_title(metadata[index], title_keys) for index in places],
+            keep_ratio=keep_ratio,
+            titles=[title_of(items[index].metadata, title_keys) for index in with_text],
             on_empty=on_empty,
             protect=protect,
-            retriever_scores=None if retriever_scores is None else [retriever_scores[index] for index in places],
+            retriever_scores=[items[index].score for index in with_text],
         )
     except Exception as error:
         if on_error == "raise":
             raise
-        logger.warning("SpecPC passed %d items on uncompressed: %s", len(texts), error)
-        return [Kept(index, None, None) for index in range(len(texts))], None
-    by_place = dict(zip(places, result.passages, strict=True))
-    kept = []
-    for index in range(len(texts)):
-        passage = by_place.get(index)
-        if passage is None:
-            kept.append(Kept(index, None, None))
-        elif passage.text or on_empty == "keep_best":
-            kept.append(Kept(index, passage.text, _note(passage, metadata[index].get(metadata_key))))
-    if not result.tokens_after and result.tokens_before:
+        logger.warning("SpecPC passed %d items on uncompressed: %s", len(items), error)
+        return unchanged, None
+    if result.tokens_before and not result.tokens_after:
         logger.warning("SpecPC kept nothing: no word of the best sentence fits %d tokens", result.budget)
-    return kept, result
-
-
-def ingest_retrieved(
-    slot: CompressorReference,
-    texts: Sequence[str | None],
-    metadata: Sequence[Mapping[str, Any]],
-    title_keys: Sequence[str],
-) -> int:
-    """Read the texts among some items ahead of any question; as `SpecPC.ingest`."""
-    places = [index for index, text in enumerate(texts) if text and text.strip()]
-    titles = [_title(metadata[index], title_keys) for index in places]
-    return slot.get().ingest([texts[index] or "" for index in places], titles)
-
-
-def _note(passage: CompressedPassage, before: Any) -> dict[str, Any]:
-    """What to put under the metadata key; `before` is what an earlier compression left there, if any."""
-    score = None if math.isnan(passage.score) else passage.score
-    kept, tokens_before = passage.kept, passage.tokens_before
-    if isinstance(before, dict) and {"kept", "score", "tokens_before"} <= before.keys():
-        kept = compose_spans([(a, b) for a, b in before["kept"]], len(passage.original), kept)
-        score, tokens_before = before["score"] if score is None else score, before["tokens_before"]
-    return {
-        "kept": [list(span) for span in kept],
-        "score": score,
-        "tokens_before": tokens_before,
-        "tokens_after": passage.tokens_after,
-    }
-
-
-def compose_spans(first: Sequence[Span], length: int, second: Sequence[Span]) -> list[Span]:
-    """Spans in an original, from spans in a text that was made of `first`'s pieces of that original.
-
-    Args:
-        first: spans whose pieces, joined by a separator, made the text.
-        length: characters of that text; tells the separator's length.
-        second: spans in the text.
-    """
-    gaps = max(len(first) - 1, 1)
-    separator = (length - sum(b - a for a, b in first)) // gaps
-    found, position = [], 0
-    for a, b in first:
-        for start, end in second:
-            low, high = max(start, position), min(end, position + b - a)
-            if low < high:
-                found.append((a + low - position, a + high - position))
-        position += b - a + separator
-    return found
-
-
-def _title(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    for key in keys:
-        value = metadata.get(key)
-        if isinstance(value, str) and value.strip():
-            return value
-    return None
+    kept = dict(enumerate(unchanged))
+    for index, passage in zip(with_text, result.passages, strict=True):
+        if passage.text or on_empty == "keep_best":
+            kept[index] = KeptItem(index, passage.text, note_on(passage, items[index].metadata.get(metadata_key)))
+        else:
+            del kept[index]
+    return list(kept.values()), result

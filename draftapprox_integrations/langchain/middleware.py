@@ -1,9 +1,10 @@
-"""SpecPC inside a LangChain agent: what tools brought is shortened for each call of the model."""
+"""SpecPC as middleware of a LangChain agent: compresses tool results in each request to the model."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,43 +13,52 @@ from typing import Any
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.messages import AnyMessage, HumanMessage, ToolMessage
 
-from ..config import SpecPCConfig
+from ..config import CompressionConfig, SpecPCConfig
 from ..errors import InvalidInputError
-from ..frameworks.retrieval import CompressorReference, OnError, compress_retrieved
+from ..frameworks.items import RetrievedItem
+from ..frameworks.retrieval import CompressorReference, OnError, compress_items
 from ..models.loading import ModelSpec
 from ..models.tokenization import TokenizerSpec
 from ..specpc.compressor import SpecPC
-from ..specpc.validation import as_config, check_budget
+from ..specpc.scoring.embedder import Embedder
+from ..specpc.scoring.registry import ScorerSpec
+from ..specpc.store.passage_store import PassageStore
+from ..specpc.validation import check_budget
 
-_Shortened = tuple[list[str], list[dict[str, Any] | None]]  # per text what is left, and the note on it
+_Compressed = tuple[list[str], list[dict[str, Any] | None]]  # per text: the kept text, and the note on it
 
 
 class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Shorten long tool results to what a small draft model looks at when it reads them with the user's question.
+    """Agent middleware that compresses long tool results for each call of the model.
 
         agent = create_agent(chat, tools=[search], middleware=[SpecPCMiddleware(max_tokens=1024)])
 
-    Only the request to the model changes: the agent's state keeps every message whole, artifacts included. A result is
-    read with the question it was fetched for and, later in a conversation, the latest question; what was read once is
-    not read again. Tool calls, answers, results that are JSON, errors, and results that fit are left as they are.
+    Only the request to the model changes; the agent's state keeps every message whole, artifacts included. The draft
+    reads a result with the question it was fetched for and, later in a conversation, with the latest question. Results
+    are cached, so none is read twice. Tool calls, answers, JSON results, errors and results that fit stay unchanged.
 
     Args:
-        draft: A hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or a `SpecPC` to
-            share. A name is loaded on first use.
-        max_tokens: Most tokens of one tool result, >= 1.
-        ratio: Share of each result's tokens to keep, in (0, 1]; instead of `max_tokens`. With neither, `config`'s
-            `max_capacity_prompt`.
-        trigger_tokens: As long as all tool results of a request have no more tokens together, nothing is shortened.
-            0: no such threshold.
-        tools: Names of the tools whose results may be shortened; None: all.
-        config: Settings of SpecPC.
-        tokenizer: Counts the tokens: usually the target's. None: the draft's.
+        draft: The draft model: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or
+            a `SpecPC` to share. A name is loaded at the first call.
+        max_tokens: Most tokens to keep of one tool result, >= 1.
+        keep_ratio: Share of each result's tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the
+            budget is `config.max_capacity_prompt`.
+        config: `SpecPCConfig`, or a dict of its fields: settings of the paper's method.
+        compression: `CompressionConfig`, or a dict of its fields: settings of text.
+        scorer: "fused", "heads", "joint", or an object with `score(query, passages, sentences)`; see `SpecPC`.
+        tokenizer: Counts the budget's tokens; usually the target's tokenizer. None: the draft's.
+        embedder: Embedding model of scorer "fused"; see `SpecPC`.
+        store: File, or `PassageStore`, that keeps passages which were read before.
+        on_error: "raise", or "passthrough": log a warning and send the result unchanged.
         protect: Sentences that contain one of these strings are always kept.
-        on_error: "raise", or "passthrough" to send a result as it is and log a warning.
-        cache_size: How many shortened results are remembered, >= 1.
+        metadata_key: Key of the note on kept spans in a message's `response_metadata`.
+        trigger_tokens: Nothing is compressed while all tool results of a request have at most this many tokens.
+            0: no threshold.
+        tools: Names of the tools whose results may be compressed; None: all.
+        cache_size: Number of compressed results to remember, >= 1.
 
     Raises:
-        InvalidInputError: a budget or size out of range.
+        InvalidInputError: an argument is out of range or of the wrong type.
     """
 
     def __init__(
@@ -56,17 +66,22 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         draft: ModelSpec | SpecPC = "default",
         *,
         max_tokens: int | None = None,
-        ratio: float | None = None,
+        keep_ratio: float | None = None,
+        config: SpecPCConfig | dict[str, Any] | None = None,
+        compression: CompressionConfig | dict[str, Any] | None = None,
+        scorer: ScorerSpec = "fused",
+        tokenizer: TokenizerSpec | None = None,
+        embedder: Embedder | None = None,
+        store: PassageStore | str | os.PathLike[str] | None = None,
+        on_error: OnError = "raise",
+        protect: Sequence[str] = (),
+        metadata_key: str = "specpc",
         trigger_tokens: int = 0,
         tools: Sequence[str] | None = None,
-        config: SpecPCConfig | dict[str, Any] | None = None,
-        tokenizer: TokenizerSpec | None = None,
-        protect: Sequence[str] = (),
-        on_error: OnError = "raise",
         cache_size: int = 256,
     ):
         super().__init__()
-        check_budget(max_tokens, ratio)
+        check_budget(max_tokens, keep_ratio)
         for name, value, least in (("trigger_tokens", trigger_tokens, 0), ("cache_size", cache_size, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidInputError(f"{name} must be an integer >= {least}; got {value!r}")
@@ -74,108 +89,127 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
             raise InvalidInputError(f"on_error must be 'raise' or 'passthrough'; got {on_error!r}")
         if isinstance(tools, str):
             raise InvalidInputError(f"tools must be a list of names; got {tools!r}")
-        self._reference = CompressorReference(draft, as_config(config, SpecPCConfig), tokenizer)
-        self.max_tokens, self.ratio, self.trigger_tokens = max_tokens, ratio, trigger_tokens
-        self.only = None if tools is None else frozenset(tools)
-        self.protect, self.on_error, self.cache_size = list(protect), on_error, cache_size
-        self._cache: OrderedDict[tuple[tuple[str, ...], str], _Shortened] = OrderedDict()
+        self._reference = CompressorReference(draft, config, compression, scorer, tokenizer, embedder, store)
+        self.max_tokens, self.keep_ratio, self.trigger_tokens = max_tokens, keep_ratio, trigger_tokens
+        # The base class has an attribute `tools`: tools that a middleware adds to the agent.
+        self.tool_names = None if tools is None else frozenset(tools)
+        self.on_error, self.protect, self.metadata_key = on_error, list(protect), metadata_key
+        self.cache_size = cache_size
+        self._cache: OrderedDict[tuple[tuple[str, ...], str], _Compressed] = OrderedDict()
         self._lock = threading.Lock()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        """Call the model with shortened tool results."""
-        return handler(request.override(messages=self.shorten(request.messages)))
+        """Call the model with compressed tool results."""
+        return handler(request.override(messages=self.compress(request.messages)))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        """As `wrap_model_call`; the draft reads in a worker thread."""
-        messages = await asyncio.to_thread(self.shorten, request.messages)
+        """As `wrap_model_call`; the draft runs in a worker thread."""
+        messages = await asyncio.to_thread(self.compress, request.messages)
         return await handler(request.override(messages=messages))
 
-    def shorten(self, messages: Sequence[AnyMessage]) -> list[AnyMessage]:
-        """The messages, with copies of those tool results that had to be shortened.
+    def load(self) -> SpecPC:
+        """Load the draft now instead of at the first call; return the `SpecPC`."""
+        return self._reference.get()
 
-        The note on what was kept of each text is in the copy's `response_metadata["specpc"]`.
+    def compress(self, messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+        """Return the messages, with copies in place of the tool results that were compressed.
+
+        A copy's `response_metadata[metadata_key]` has one note per text: kept spans, score and token counts.
 
         Raises:
-            DraftApproxError: as `SpecPC.compress`, with on_error "raise".
+            DraftApproxError: as `SpecPC.compress`, with `on_error="raise"`.
         """
-        found = [(place, texts) for place, message in enumerate(messages) if (texts := self._texts_of(message))]
-        if not found or self._few(found):
+        results = [(index, texts) for index, message in enumerate(messages) if (texts := self._texts(message))]
+        if not results or self._below_trigger(results):
             return list(messages)
-        questions = [(place, str(m.text).strip()) for place, m in enumerate(messages) if isinstance(m, HumanMessage)]
-        questions = [(place, text) for place, text in questions if text]
+        questions = [(index, str(m.text).strip()) for index, m in enumerate(messages) if isinstance(m, HumanMessage)]
+        questions = [(index, text) for index, text in questions if text]
         if not questions:
-            return list(messages)  # nothing to choose by
-        shortened = list(messages)
-        for place, texts in found:
-            own = [text for before, text in questions if before < place][-1:]
-            query = "\n".join(dict.fromkeys([*own, questions[-1][1]]))
-            left, notes = self._left_of(tuple(texts), query)
-            if left != texts:
-                shortened[place] = _replaced(messages[place], left, notes)
-        return shortened
+            return list(messages)  # no query to compress for
+        compressed = list(messages)
+        for index, texts in results:
+            fetched_for = [text for before, text in questions if before < index][-1:]
+            query = "\n".join(dict.fromkeys([*fetched_for, questions[-1][1]]))
+            kept, notes = self._compress_texts(tuple(texts), query)
+            if kept != texts:
+                compressed[index] = self._replace_texts(messages[index], kept, notes)
+        return compressed
 
-    def _texts_of(self, message: AnyMessage) -> list[str]:
-        """The texts of a tool result that may be shortened."""
+    def _texts(self, message: AnyMessage) -> list[str]:
+        """Return the texts of a tool result that may be compressed; empty for any other message."""
         if not isinstance(message, ToolMessage) or message.status == "error":
             return []
-        if self.only is not None and message.name not in self.only:
+        if self.tool_names is not None and message.name not in self.tool_names:
             return []
         blocks = [message.content] if isinstance(message.content, str) else message.content
-        texts = [text for block in blocks if (text := _text_in(block)) is not None]
+        texts = [text for block in blocks if (text := _text_of(block)) is not None]
         return [] if any(_is_json(text) for text in texts) else texts
 
-    def _few(self, found: list[tuple[int, list[str]]]) -> bool:
+    def _below_trigger(self, results: list[tuple[int, list[str]]]) -> bool:
         if not self.trigger_tokens:
             return False
-        counts = self._reference.get().count_tokens([text for _, texts in found for text in texts])
+        counts = self.load().count_tokens([text for _, texts in results for text in texts])
         return sum(counts) <= self.trigger_tokens
 
-    def _left_of(self, texts: tuple[str, ...], query: str) -> _Shortened:
+    def _compress_texts(self, texts: tuple[str, ...], query: str) -> _Compressed:
         key = (texts, query)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        kept, result = compress_retrieved(
+        items, result = compress_items(
             self._reference,
-            texts,
-            [{}] * len(texts),
+            [RetrievedItem(text) for text in texts],
             query,
             max_tokens=self.max_tokens,
-            ratio=self.ratio,
-            on_empty="drop",
+            keep_ratio=self.keep_ratio,
             on_error=self.on_error,
             protect=self.protect,
-            title_keys=(),
-            metadata_key="specpc",
         )
-        left = [""] * len(texts)
+        kept = [""] * len(texts)
         notes: list[dict[str, Any] | None] = [None] * len(texts)
-        for item in kept:
-            left[item.index] = texts[item.index] if item.text is None else item.text
+        for item in items:
+            kept[item.index] = texts[item.index] if item.text is None else item.text
             notes[item.index] = item.note
-        found: _Shortened = (left, notes)
-        if result is not None:  # what failed is tried again
+        compressed: _Compressed = (kept, notes)
+        if result is not None:  # an error is not cached: the next request tries again
             with self._lock:
-                self._cache[key] = found
+                self._cache[key] = compressed
                 while len(self._cache) > self.cache_size:
                     self._cache.popitem(last=False)
-        return found
+        return compressed
+
+    def _replace_texts(
+        self, message: AnyMessage, kept: list[str], notes: list[dict[str, Any] | None]
+    ) -> AnyMessage:
+        """Return a copy with the kept texts; blocks of other types stay, texts of which nothing is kept go."""
+        content: Any
+        if isinstance(message.content, str):
+            content = kept[0]
+        else:
+            texts, content = iter(kept), []
+            for block in message.content:
+                if _text_of(block) is None:
+                    content.append(block)
+                elif text := next(texts):
+                    content.append(text if isinstance(block, str) else {**block, "text": text})
+        metadata = {**message.response_metadata, self.metadata_key: notes}
+        return message.model_copy(update={"content": content, "response_metadata": metadata})
 
 
-def _text_in(block: Any) -> str | None:
-    """The text of a content block that has one."""
+def _text_of(block: Any) -> str | None:
+    """Return the text of a content block, None if it has none."""
     if isinstance(block, dict):
         block = block.get("text") if block.get("type") == "text" else None
     return block if isinstance(block, str) and block.strip() else None
 
 
 def _is_json(text: str) -> bool:
-    """An object or list: pieces of it would no longer be one."""
+    """Return whether the text is a JSON object or list; pieces of one would not be valid JSON."""
     if text.lstrip()[:1] not in ("{", "["):
         return False
     try:
@@ -183,19 +217,3 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _replaced(message: AnyMessage, left: list[str], notes: list[dict[str, Any] | None]) -> AnyMessage:
-    """A copy with other texts; blocks of another kind stay, texts of which nothing is left go."""
-    content: Any
-    if isinstance(message.content, str):
-        content = left[0]
-    else:
-        texts, content = iter(left), []
-        for block in message.content:
-            if _text_in(block) is None:
-                content.append(block)
-            elif text := next(texts):
-                content.append(text if isinstance(block, str) else {**block, "text": text})
-    metadata = {**message.response_metadata, "specpc": notes}
-    return message.model_copy(update={"content": content, "response_metadata": metadata})

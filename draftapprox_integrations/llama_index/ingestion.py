@@ -1,4 +1,4 @@
-"""Read nodes while they are indexed, so that no question waits for it."""
+"""Read nodes at indexing time, so that queries do not wait for the draft."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from .postprocessor import SpecPCPostprocessor
 
 
 class SpecPCIngestion(TransformComponent):
-    """The last step of an ingestion pipeline: the draft reads each node into the postprocessor's store.
+    """Last step of an ingestion pipeline: the draft reads each node into the postprocessor's store.
 
         postprocessor = SpecPCPostprocessor(max_tokens=1024, store="passages.db")
         pipeline = IngestionPipeline(transformations=[splitter, SpecPCIngestion(postprocessor=postprocessor)])
 
-    Nodes pass unchanged. Titles are read with their nodes, so set them before this step.
+    Nodes pass unchanged. The draft reads titles with the text, so set them before this step.
 
     Args:
-        postprocessor: The postprocessor that questions will use, or one with the same draft and store.
+        postprocessor: The postprocessor of the queries, or one with the same draft and store.
 
     Raises:
         InvalidInputError: at use, as `SpecPC.ingest`.
     """
 
-    postprocessor: SpecPCPostprocessor = Field(description="Whose draft reads, and whose store keeps.")
+    postprocessor: SpecPCPostprocessor = Field(description="Its draft reads the nodes, its store keeps them.")
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which it is serialized."""
+        """Return the name used in serialization."""
         return "SpecPCIngestion"
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Read `nodes`; they are returned as they are."""
+        """Read `nodes`; return them unchanged."""
         self.postprocessor.ingest(nodes)
         return nodes

@@ -4,10 +4,12 @@ import copy
 import pickle
 
 import pytest
+import torch
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.load import dumps, loads
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
@@ -59,6 +61,7 @@ def test_one_output_per_input_with_everything_but_the_text_unchanged(smol):
     assert [d.id for d in out] == ["doc-0", "doc-1", "doc-2"]
     for new, old in zip(out, inputs, strict=True):
         note = new.metadata.pop("specpc")
+        assert new.metadata.pop("relevance_score") == note["score"]
         assert new.page_content == "\n".join(old.page_content[a:b] for a, b in note["kept"])
         assert new.metadata == old.metadata
         assert new.metadata["nested"] is not old.metadata["nested"]
@@ -72,7 +75,7 @@ def test_drop_leaves_out_empty_documents(smol):
 
 
 async def test_every_way_to_call_it_gives_the_same(smol):
-    part = SpecPCCompressor(smol, ratio=0.3)
+    part = SpecPCCompressor(smol, keep_ratio=0.3)
     request = {"documents": documents(), "query": QUESTION}
     expected = part.compress_documents(documents(), QUESTION)
     assert part.invoke(request) == expected
@@ -115,9 +118,10 @@ async def test_contextual_compression_retriever(smol, retriever, mode):
         original = plain[document.id]
         kept = document.metadata["specpc"]["kept"]
         assert document.page_content == "\n".join(original.page_content[a:b] for a, b in kept)
-        assert {k: v for k, v in document.metadata.items() if k != "specpc"} == original.metadata
+        added = {"specpc": document.metadata["specpc"], "relevance_score": document.metadata["specpc"]["score"]}
+        assert document.metadata == original.metadata | added
     assert any("2 February 1938" in d.page_content for d in found)
-    assert sum(smol._counter.count([d.page_content for d in found])) <= 150
+    assert sum(smol.count_tokens([d.page_content for d in found])) <= 150
     run = spans.run_of("SpecPCCompressor")  # a span of its own, child of the retriever's
     assert spans.started[spans.parents[run]] == "ContextualCompressionRetriever"
     assert spans.outputs[run] == found
@@ -151,7 +155,7 @@ def test_a_chain_reads_the_compressed_context(smol, embedded_model, retriever):
     assert chain.invoke(QUESTION)
     (prompt,) = prompts
     assert "The Candlemas Storm came on 2 February 1938." in " ".join(prompt.split())
-    assert smol._counter.count([prompt])[0] < 200
+    assert smol.count_tokens([prompt])[0] < 200
 
 
 def test_in_a_pipeline_of_compressors(smol):
@@ -166,8 +170,8 @@ def test_errors_are_raised_or_passed_through(smol):
         SpecPCCompressor(smol, max_tokens=9).compress_documents(documents(), "")
     lenient = SpecPCCompressor(smol, max_tokens=9, on_error="passthrough")
     assert lenient.compress_documents(documents(), "") == documents()
-    with pytest.raises(InvalidInputError, match="ratio must be in"):
-        SpecPCCompressor(smol, ratio=7)
+    with pytest.raises(InvalidInputError, match="keep_ratio must be in"):
+        SpecPCCompressor(smol, keep_ratio=7)
 
 
 def test_misspelt_settings_and_wrong_input_are_refused(smol):
@@ -188,7 +192,51 @@ def test_pickles_without_weights(smol):
     copied = pickle.loads(data)
     assert copied == part
     assert copied.compress_documents(documents(), QUESTION) == part.compress_documents(documents(), QUESTION)
-    assert copied._reference.get().draft is smol.draft
+    assert copied.load().draft is smol.draft
+
+
+def test_relevance_scores(smol):
+    part = SpecPCCompressor(smol, max_tokens=40, on_empty="keep_best")
+    scores = [document.metadata["relevance_score"] for document in part.compress_documents(documents(), QUESTION)]
+    assert max(scores) == scores[0]
+    scored = documents()
+    for document, score in zip(scored, (0.1, 0.9, 0.5), strict=True):
+        document.metadata["relevance_score"] = score
+    kept = part.compress_documents(scored, QUESTION)
+    assert [document.metadata["relevance_score"] for document in kept] == [0.1, 0.9, 0.5]  # a reranker's stays
+    again = SpecPCCompressor(smol, max_tokens=30, on_empty="keep_best").compress_documents(kept, QUESTION)
+    assert [document.metadata["relevance_score"] for document in again] == [0.1, 0.9, 0.5]
+    whole = SpecPCCompressor(smol, max_tokens=500).compress_documents(documents(), QUESTION)
+    assert not any("relevance_score" in document.metadata for document in whole)  # all fitted: nothing was scored
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_saved_the_langchain_way(smol):
+    def again(part):
+        return loads(dumps(part), allowed_objects=[SpecPCCompressor], valid_namespaces=["draftapprox_integrations"])
+
+    settings = {"compression": {"keep_context": 1}, "config": {"max_capacity_prompt": 99}, "title_keys": ["source"]}
+    part = SpecPCCompressor("default", keep_ratio=0.3, protect=["ferry"], on_empty="keep_best", **settings)
+    assert again(part) == part
+    assert again(part).compress_documents(documents(), QUESTION) == part.compress_documents(documents(), QUESTION)
+    for field, given in (("scorer", Longest()), ("embedder", lambda texts: [[1.0]] * len(texts)), ("tokenizer", len)):
+        part = again(SpecPCCompressor("default", max_tokens=9, **{field: given}))
+        with pytest.raises(InvalidInputError, match=f"rebuilt without its {field}, which was an object"):
+            part.compress_documents(documents(), QUESTION)
+
+
+class Longest:
+    """A scorer of one's own."""
+
+    def score(self, query, passages, sentences):
+        return [torch.tensor([float(len(sentence.text)) for sentence in group]) for group in sentences]
+
+
+def test_a_scorer_of_ones_own(smol):
+    part = SpecPCCompressor(smol.draft, max_tokens=20, scorer=Longest())
+    assert part.scorer == "object:Longest"
+    (kept,) = part.compress_documents(documents(), QUESTION)
+    assert kept.page_content == max((s for text in FACTS for s in text.split(". ")), key=len).rstrip(".") + "."
 
 
 def test_names_in_graphs_and_schemas():

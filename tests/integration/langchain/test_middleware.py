@@ -15,6 +15,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
+from draftapprox_integrations import SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecPCMiddleware
 
@@ -40,18 +41,23 @@ def middleware(smol):
 
 
 @pytest.fixture
-def passes(smol):
-    """How often the draft reads."""
+def reads(smol, monkeypatch):
+    """Tokens that the draft read, per compression in which it ran."""
     counted = []
-    handle = smol._view.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
+
+    def compress(*args, **options):
+        result = SpecPC.compress(smol, *args, **options)
+        counted.extend([result.draft_tokens] if result.draft_tokens else [])
+        return result
+
+    monkeypatch.setattr(smol, "compress", compress)
+    return counted
 
 
 def test_a_tool_result_is_read_with_the_question(middleware, smol):
     before = conversation(artifact=[Document("x")], additional_kwargs={"kept": 1})
     copies = [message.model_copy(deep=True) for message in before]
-    after = middleware.shorten(before)
+    after = middleware.compress(before)
     assert before == copies  # nothing that was given has changed
     assert after[:3] == before[:3]
     assert "opened in 1932" in after[3].content
@@ -77,15 +83,15 @@ def test_a_tool_result_is_read_with_the_question(middleware, smol):
     ],
     ids=["fits", "json", "error", "blank", "no blocks", "image", "no tool", "no question", "empty"],
 )
-def test_left_as_it_is(middleware, messages, passes):
-    assert middleware.shorten(messages) == messages
-    assert not passes
+def test_left_as_it_is(middleware, messages, reads):
+    assert middleware.compress(messages) == messages
+    assert not reads
 
 
 def test_content_blocks_keep_their_kind_and_order(middleware):
     image = {"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}
     blocks = [{"type": "text", "text": MILL, "cache_control": "x"}, image, BRIDGE]
-    (*_, result) = middleware.shorten(conversation(blocks))
+    (*_, result) = middleware.compress(conversation(blocks))
     assert image in result.content
     assert any("1932" in block for block in result.content if isinstance(block, str))
     for block in result.content:
@@ -94,36 +100,37 @@ def test_content_blocks_keep_their_kind_and_order(middleware):
     assert len(result.response_metadata["specpc"]) == 2
 
 
-def test_read_once_per_result_and_question(smol, passes):
+def test_read_once_per_result_and_question(smol, reads):
     middleware = SpecPCMiddleware(smol, max_tokens=24)
-    first = middleware.shorten(conversation())
-    reads = len(passes)
-    assert reads
-    assert middleware.shorten(conversation()) == first
-    assert middleware.shorten([*conversation(), AIMessage("In 1932.")])[:4] == first
-    assert len(passes) == reads
+    first = middleware.compress(conversation())
+    assert len(reads) == 1
+    assert middleware.compress(conversation()) == first
+    assert middleware.compress([*conversation(), AIMessage("In 1932.")])[:4] == first
+    assert len(reads) == 1
     later = [*conversation(), AIMessage("In 1932."), HumanMessage("When was the mill built?")]
-    (*_, result, _, _) = middleware.shorten(later)
-    assert len(passes) > reads  # the new question is asked of the old result too
-    assert len(middleware._cache) == 2
+    (*_, result, _, _) = middleware.compress(later)
+    assert len(reads) == 2  # the new question is asked of the old result too
     assert "1821" in result.content
-    small = SpecPCMiddleware(middleware._reference.get(), max_tokens=16, cache_size=1)
-    small.shorten(conversation())
-    small.shorten(conversation(question="When was the mill built?"))
-    assert len(small._cache) == 1
+    middleware.compress(conversation())
+    middleware.compress(later)
+    assert len(reads) == 2  # both are remembered
+    small = SpecPCMiddleware(middleware.load(), max_tokens=16, cache_size=1)
+    for question in (QUESTION, "When was the mill built?", QUESTION):
+        small.compress(conversation(question=question))
+    assert len(reads) == 5  # only one is remembered
 
 
-def test_threshold_and_names_of_tools(smol, passes):
+def test_threshold_and_names_of_tools(smol, reads):
     tokens = smol.count_tokens([FOUND])[0]
-    assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=tokens).shorten(conversation()) == conversation()
-    assert SpecPCMiddleware(smol, max_tokens=16, tools=["other"]).shorten(conversation()) == conversation()
-    assert not passes
-    for settings in ({"trigger_tokens": tokens - 1}, {"tools": ["search"]}, {"ratio": 0.2, "max_tokens": None}):
-        shortened = SpecPCMiddleware(smol, **({"max_tokens": 16} | settings)).shorten(conversation())
+    assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=tokens).compress(conversation()) == conversation()
+    assert SpecPCMiddleware(smol, max_tokens=16, tools=["other"]).compress(conversation()) == conversation()
+    assert not reads
+    for settings in ({"trigger_tokens": tokens - 1}, {"tools": ["search"]}, {"keep_ratio": 0.2, "max_tokens": None}):
+        shortened = SpecPCMiddleware(smol, **({"max_tokens": 16} | settings)).compress(conversation())
         assert len(shortened[3].content) < len(FOUND) / 2
     several = [*conversation(), *conversation()[2:]]  # two results that only together are too long
-    assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=2 * tokens - 1).shorten(several) != several
-    assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=2 * tokens).shorten(several) == several
+    assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=2 * tokens - 1).compress(several) != several
+    assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=2 * tokens).compress(several) == several
 
 
 def test_errors(smol, tiny, caplog):
@@ -136,12 +143,12 @@ def test_errors(smol, tiny, caplog):
             SpecPCMiddleware(smol, **settings)
     demanding = {"max_tokens": 4, "protect": ["cyclists"]}
     with pytest.raises(ValueError, match="protected text needs"):
-        SpecPCMiddleware(smol, **demanding).shorten(conversation())
+        SpecPCMiddleware(smol, **demanding).compress(conversation())
     calm = SpecPCMiddleware(smol, on_error="passthrough", **demanding)
     with caplog.at_level(logging.WARNING):
-        assert calm.shorten(conversation()) == conversation()
-    assert "uncompressed" in caplog.text
-    assert not calm._cache
+        assert calm.compress(conversation()) == conversation()
+        assert calm.compress(conversation()) == conversation()
+    assert caplog.text.count("uncompressed") == 2  # a failure is not remembered
 
 
 @tool(response_format="content_and_artifact")
@@ -207,8 +214,8 @@ def test_with_a_model_that_answers_from_what_is_left(smol):
 
 
 async def test_many_at_once(middleware):
-    alone = middleware.shorten(conversation())
-    found = await asyncio.gather(*(asyncio.to_thread(middleware.shorten, conversation()) for _ in range(8)))
+    alone = middleware.compress(conversation())
+    found = await asyncio.gather(*(asyncio.to_thread(middleware.compress, conversation()) for _ in range(8)))
     assert all(result == alone for result in found)
 
 

@@ -65,7 +65,7 @@ def test_the_draft_of_the_chat_model_reads_the_documents(tiny, smol):
         ChatSpecKV(tiny, draft=smol.draft), ChatSpecKV(smol.draft), ChatSpecKV(SpecKV(tiny, smol.draft)),
         ChatSpecKV(smol.draft, method="full"),
     ):  # fmt: skip
-        assert SpecPCCompressor(chat.draft_spec)._reference.get().draft is smol.draft
+        assert SpecPCCompressor(chat.draft_spec).load().draft is smol.draft
 
 
 @pytest.mark.parametrize("given", ["", "  ", {"query": "x"}, {"question": None}, 3])

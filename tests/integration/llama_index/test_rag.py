@@ -42,4 +42,4 @@ def test_options_and_the_default_postprocessor(smol):
     engine = rag_query_engine(Everything(), llm, node_postprocessors=[first])
     assert [node.node_id for node in engine.query(QUESTION).source_nodes] == ["bridge"]
     assert engine._node_postprocessors[0] is first
-    assert engine._node_postprocessors[1]._reference.get().draft is smol.draft
+    assert engine._node_postprocessors[1].load().draft is smol.draft
