@@ -28,11 +28,23 @@ class Fields(Extension):
 
     def on_class(self, *, cls: Class, loader: GriffeLoader, **kwargs: Any) -> None:
         """Look arguments up among `__init__`'s, then among the fields of the class and its bases."""
+        _inherit_constructor(cls)
         _complete(cls, loader)
 
     def on_function(self, *, func: Function, loader: GriffeLoader, **kwargs: Any) -> None:
         """Look arguments up among the function's own."""
         _complete(func, loader)
+
+
+def _inherit_constructor(cls: Class) -> None:
+    """Show the base class's parameters where the decorator `inherit_constructor` takes them over."""
+    own = cls.members.get("__init__")
+    if not isinstance(own, Function) or not own.decorators:
+        return
+    inherited = (base.members.get("__init__") for base in cls.mro())
+    found = next((init for init in inherited if isinstance(init, Function) and not init.decorators), None)
+    if found is not None:
+        own.parameters = found.parameters
 
 
 def _complete(obj: Class | Function, loader: GriffeLoader) -> None:

@@ -77,5 +77,6 @@ def note_on(passage: CompressedPassage, before: Any) -> dict[str, Any]:
 
 
 def title_of(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """Return the first non-blank text under one of `keys`."""
     values = (metadata.get(key) for key in keys)
     return next((value for value in values if isinstance(value, str) and value.strip()), None)

@@ -66,13 +66,14 @@ class CompressorReference(Reference):
         self._lock = threading.Lock()
         self._compressor: SpecPC | None = None
         if isinstance(draft, SpecPC):
-            if scorer != "fused" or any(given is not None for given in (config, compression, tokenizer, embedder, store)):
+            others = (config, compression, tokenizer, embedder, store)
+            if scorer != "fused" or any(other is not None for other in others):
                 raise InvalidInputError(
                     "a shared SpecPC brings its own config, compression, scorer, tokenizer, embedder and store; pass a "
                     "model to set others"
                 )
             self._compressor, config, compression, scorer = draft, draft.config, draft.compression, draft.scorer_spec
-            draft, tokenizer, embedder, store = draft.draft, draft.tokenizer, draft.embedder, draft.store
+            tokenizer, embedder, store, draft = draft.tokenizer, draft.embedder, draft.store, draft.draft
         if not is_placeholder(scorer):
             check_scorer(scorer)
         if not is_placeholder(embedder):

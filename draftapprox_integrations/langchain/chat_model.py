@@ -19,12 +19,14 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
+from pydantic import BaseModel
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.tools import ParsedAnswer, ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
-from ..frameworks.llm import FIELDS
+from ..frameworks.llm import FIELDS, SpecKVBase
+from ..frameworks.signatures import inherit_constructor
 from ..results import Generation
 from .base import LangChainSpecKVBase
 from .messages import from_langchain
@@ -57,6 +59,9 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
 
     model_config = FIELDS
 
+    @inherit_constructor(SpecKVBase.__init__)
+    def __init__(self) -> None: ...
+
     def load(self) -> SpecKV:
         """Load the models now instead of at the first call, and fill `profile`; return the engine."""
         engine = super().load()
@@ -69,7 +74,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         if not isinstance(other, ChatSpecKV):
             return NotImplemented
         mine, theirs = (part.model_copy(update={"profile": None}) for part in (self, other))
-        return super(ChatSpecKV, mine).__eq__(theirs)
+        return BaseModel.__eq__(mine, theirs)
 
     @property
     def _llm_type(self) -> str:

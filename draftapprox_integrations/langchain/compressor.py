@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from ..errors import InvalidInputError
 from ..frameworks.items import KeptItem, RetrievedItem
 from ..frameworks.retrieval import FIELDS, SpecPCBase
+from ..frameworks.signatures import inherit_constructor
 
 
 class CompressorInput(TypedDict):
@@ -41,6 +42,9 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
     """
 
     model_config = FIELDS
+
+    @inherit_constructor(SpecPCBase.__init__)
+    def __init__(self) -> None: ...
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

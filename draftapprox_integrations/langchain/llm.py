@@ -12,7 +12,8 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ..engine.engine import SpecKV
-from ..frameworks.llm import FIELDS
+from ..frameworks.llm import FIELDS, SpecKVBase
+from ..frameworks.signatures import inherit_constructor
 from ..results import Generation as Written
 from .base import LangChainSpecKVBase
 
@@ -29,6 +30,9 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
     """
 
     model_config = FIELDS
+
+    @inherit_constructor(SpecKVBase.__init__)
+    def __init__(self) -> None: ...
 
     @property
     def _llm_type(self) -> str:

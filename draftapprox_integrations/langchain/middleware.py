@@ -183,9 +183,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
                     self._cache.popitem(last=False)
         return compressed
 
-    def _replace_texts(
-        self, message: AnyMessage, kept: list[str], notes: list[dict[str, Any] | None]
-    ) -> AnyMessage:
+    def _replace_texts(self, message: AnyMessage, kept: list[str], notes: list[dict[str, Any] | None]) -> AnyMessage:
         """Return a copy with the kept texts; blocks of other types stay, texts of which nothing is kept go."""
         content: Any
         if isinstance(message.content, str):

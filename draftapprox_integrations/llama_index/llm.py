@@ -31,6 +31,7 @@ from ..chat.tools import ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS, SpecKVBase
+from ..frameworks.signatures import inherit_constructor
 from ..models.references import display_name
 from .messages import from_llama_index, tool_calls_of
 from .responses import chat_response, completion, part_response
@@ -61,6 +62,9 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
     model_config = FIELDS
 
     context_window: int | None = Field(default=None, description="Most tokens of a prompt.")
+
+    @inherit_constructor(SpecKVBase.__init__)
+    def __init__(self) -> None: ...
 
     @classmethod
     def class_name(cls) -> str:

@@ -13,6 +13,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from ..frameworks.items import KeptItem, RetrievedItem
 from ..frameworks.retrieval import FIELDS, SpecPCBase
+from ..frameworks.signatures import inherit_constructor
 from ..results import CompressionResult
 
 dispatcher = get_dispatcher(__name__)
@@ -31,6 +32,9 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
     """
 
     model_config = FIELDS
+
+    @inherit_constructor(SpecPCBase.__init__)
+    def __init__(self) -> None: ...
 
     @classmethod
     def class_name(cls) -> str:

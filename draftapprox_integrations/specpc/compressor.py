@@ -108,7 +108,7 @@ class SpecPC:
         if heads is not None and not isinstance(heads, HeadSet):
             heads = HeadSet.load(heads)
         self._heads = None if heads is None else check_heads(heads, self.draft.model)
-        self._scorer_spec = scorer
+        self.scorer_spec = scorer
         if self.draft.tokenizer is not None:
             _ = self._encoder, self._counter  # a tokenizer that cannot be used is reported now
             if isinstance(scorer, str):
@@ -268,7 +268,7 @@ class SpecPC:
             InvalidInputError: a setting can have no effect with it, or the draft was never calibrated.
         """
         settings = ScorerSettings(self.draft, self.config, self.compression, self.store, self.embedder, self._heads)
-        return build_scorer(self._scorer_spec, settings)
+        return build_scorer(self.scorer_spec, settings)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, counted as for the budget."""

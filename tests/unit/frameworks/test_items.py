@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations.frameworks.retrieval import compose_spans
+from draftapprox_integrations.frameworks.items import compose_spans
 
 
 @given(st.data())
