@@ -41,6 +41,9 @@ def plain_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        notes.print("Interrupted.")
+        raise typer.Exit(130) from None
     except (DraftApproxError, ValueError, OSError) as error:
         notes.print(f"[bold red]Error:[/] {escape(str(error))}")
         raise typer.Exit(1) from error

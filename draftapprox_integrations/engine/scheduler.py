@@ -7,11 +7,14 @@ single prompt. Waiting requests that may share a batch, and have similar lengths
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
+import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakSet
 
 from ..errors import EngineClosedError
 from ..results import Generation
@@ -20,6 +23,10 @@ from .streams import AsyncStream, Stream
 
 _GATHER_SECONDS = 0.003  # how long an idle engine waits for further requests before it forms the first batch
 _MAX_PADDING = 1.5  # largest allowed ratio of a batch's tokens, padding included, to its prompts' tokens
+
+
+# All schedulers of this process, for its exit and for forked children.
+_schedulers: WeakSet[Scheduler] = WeakSet()
 
 
 @dataclass
@@ -56,6 +63,7 @@ class Scheduler:
         self._arrivals = itertools.count()
         self._turn = 0
         self._thread: threading.Thread | None = None
+        _schedulers.add(self)
 
     @property
     def is_idle(self) -> bool:
@@ -93,6 +101,21 @@ class Scheduler:
             stream.put(EngineClosedError("the engine was closed before this answer was finished"))
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def stop(self) -> None:
+        """Cancel waiting and running streams and wait for the thread, which ends at its next step."""
+        with self._lock:
+            streams = [*(entry.stream for entry in self._waiting), *self._running]
+            thread = self._thread
+        for stream in streams:
+            stream.cancel()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def forget(self) -> None:
+        """Drop all streams in a forked child: the thread that served them exists in the parent only."""
+        self._lock = threading.Lock()
+        self._waiting, self._running, self._thread = [], [], None
 
     def _serve(self, pipeline: Pipeline) -> None:
         time.sleep(_GATHER_SECONDS)
@@ -157,3 +180,19 @@ def _results(pipeline: Pipeline, streams: Sequence[Stream | AsyncStream]) -> Seq
         return [error if stream.started else _results(pipeline, [stream])[0] for stream in streams]
     except BaseException as error:  # a reader must never wait for a thread that has died
         return [error] * len(streams)
+
+
+def _stop_all() -> None:
+    """Stop every scheduler at exit: a daemon thread that is inside torch then would abort the process."""
+    for scheduler in list(_schedulers):
+        scheduler.stop()
+
+
+def _forget_all() -> None:
+    for scheduler in list(_schedulers):
+        scheduler.forget()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,112 @@
+"""Leaving a program while an answer is written never kills the process: each way out in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEMO
+
+pytestmark = pytest.mark.usefixtures("embedded_model")  # converted once, before the subprocesses read it
+
+LANGCHAIN = """
+from draftapprox_integrations.langchain import ChatSpecKV
+chat = ChatSpecKV("default", max_tokens=300)
+pieces = (chunk.text for chunk in chat.stream("Tell me a long story."))
+"""
+LLAMA_INDEX = """
+from draftapprox_integrations.llama_index import SpecKVLLM
+pieces = (part.delta for part in SpecKVLLM("default", max_tokens=300).stream_complete("Tell me a long story."))
+"""
+ENGINE = """
+from draftapprox_integrations import SpecKV
+engine = SpecKV("default", "self")
+pieces = engine.stream("Once upon a time", max_new_tokens=300)
+"""
+SOURCES = {"langchain": LANGCHAIN, "llama_index": LLAMA_INDEX, "engine": ENGINE}
+START = 'print("writing", next(piece for piece in pieces if piece), flush=True)\n'
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_breaking_out_of_a_stream(source: str) -> None:
+    done = run(SOURCES[source] + START)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("writing")
+
+
+def test_an_exception_while_a_stream_is_open() -> None:
+    done = run(LANGCHAIN + START + 'raise SystemExit("the program failed")\n')
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("the program failed")
+
+
+def test_an_async_call_that_timed_out() -> None:
+    script = LANGCHAIN + (
+        "import asyncio\n"
+        "chat.load()\n"
+        "async def main():\n"
+        "    try:\n"
+        '        await asyncio.wait_for(chat.ainvoke("Tell me a long story."), 1)\n'
+        "    except TimeoutError:\n"
+        '        print("timed out")\n'
+        "asyncio.run(main())\n"
+    )
+    done = run(script)
+    assert (done.returncode, done.stdout) == (0, "timed out\n"), done.stderr
+
+
+def test_a_forked_child_leaves_and_the_parent_goes_on() -> None:
+    script = (
+        ENGINE
+        + START
+        + (
+            "import os\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    raise SystemExit(7)\n"
+            "code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+            'print("child", code, "idle", engine.is_idle, "more", bool(next(pieces)))\n'
+        )
+    )
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("child 7 idle False more True\n")
+
+
+@pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -15)])
+def test_a_signal_while_an_answer_is_written(signal_number: signal.Signals, exit_code: int) -> None:
+    script = LANGCHAIN + START + "for piece in pieces: pass\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("writing")
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == exit_code, errors
+    assert "terminate called" not in errors
+
+
+def test_ctrl_c_on_the_command_line_is_one_line_and_130() -> None:
+    command = [Path(sys.executable).parent / "draftapprox", "ask", "--docs", DEMO / "docs", "--max-tokens", "300"]
+    command += ["--max-new-tokens", "400", "Tell me everything about the museum."]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    while "tokens" not in process.stdout.readline():  # what was kept is shown just before the answer is written
+        assert process.poll() is None
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.rstrip().splitlines()[-1] == "Interrupted."
