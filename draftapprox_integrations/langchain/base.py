@@ -17,9 +17,9 @@ _IGNORED |= {"ls_structured_output_format"}
 
 
 class LangChainSpecKVBase(SpecKVBase):
-    """Base class of `ChatSpecKV` and LangChain's `SpecKVLLM`; see `SpecKVBase` for the constructor's arguments.
+    """Base class of `ChatSpecKV` and LangChain's `SpecKVLLM`.
 
-    Args:
+    Args, beside those of `SpecKVBase`:
         max_retries: Accepted for compatibility with API models; has no effect.
         streaming: Accepted for compatibility with API models; has no effect.
     """

@@ -54,7 +54,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     them in the system message. `tool_choice` and `with_structured_output` enforce the answer's JSON (extra
     `structured`). `profile` is None until the models are loaded, unless it was passed.
 
-    Args: see `SpecKVBase`.
+    The arguments are those of `LangChainSpecKVBase`.
     """
 
     model_config = FIELDS

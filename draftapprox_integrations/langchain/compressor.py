@@ -38,7 +38,7 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
     `relevance_score`, else `score`, is the retriever's score. Input documents are never changed. Documents without text
     pass unchanged.
 
-    Args: see `SpecPCBase`. `embedder` takes a LangChain `Embeddings`.
+    The arguments are those of `SpecPCBase`; `embedder` takes a LangChain `Embeddings`.
     """
 
     model_config = FIELDS

@@ -26,7 +26,7 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
 
     A list of prompts runs as batches. Prompts reach the model unchanged; for instruct models use `ChatSpecKV`.
 
-    Args: see `SpecKVBase`.
+    The arguments are those of `LangChainSpecKVBase`.
     """
 
     model_config = FIELDS

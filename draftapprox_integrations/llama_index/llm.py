@@ -54,7 +54,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
     never blocked, and closing a stream stops its generation. Pickling and `to_dict` save names and settings, never
     weights.
 
-    Args: see `SpecKVBase`, and
+    Args, beside those of `SpecKVBase`:
         context_window: Most tokens that LlamaIndex packs into a prompt. None: the model's window.
     """
 

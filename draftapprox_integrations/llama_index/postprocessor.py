@@ -28,7 +28,8 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
     text is verbatim pieces of the original, whose character spans are in `metadata[metadata_key]["kept"]`; neither the
     LLM nor the embedder is shown that key. Input nodes are never changed. Nodes without text pass unchanged.
 
-    Args: see `SpecPCBase`. `tokenizer` takes `Settings.tokenizer`, `embedder` takes `Settings.embed_model`.
+    The arguments are those of `SpecPCBase`; `tokenizer` takes `Settings.tokenizer`, `embedder` takes
+    `Settings.embed_model`.
     """
 
     model_config = FIELDS

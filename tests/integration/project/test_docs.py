@@ -57,7 +57,8 @@ def test_the_reference_knows_the_fields_of_the_classes(site):
     for page, field, kind, default in [
         ("langchain", "on_empty", "OnEmpty", "&#39;drop&#39;"),
         ("langchain", "top_k", "int | None", "None"),
-        ("llama_index", "max_new_tokens", "int", "256"),
+        ("llama_index", "context_window", "int | None", "None"),
+        ("langchain", "generate_kwargs", "dict[str, Any] | None", "None"),
     ]:
         text = (site / "api" / page / "index.html").read_text()
         rows = re.findall(r'<tr class="doc-section-item">(.*?)</tr>', text, re.DOTALL)

@@ -106,6 +106,7 @@ def application(monkeypatch, tmp_path):
     }
 
 
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_the_python_of_a_page(page, application, api, embedded_model):
     names = application if page in ("README.md", "docs/index.md") else {}
