@@ -36,8 +36,8 @@ class ChatCall:
             return ParsedAnswer(text)
         parsed = parse_tool_calls(text, self.tool_names)
         if self.forced and not parsed.calls:  # the constraint allows nothing but a call, so this is an unfinished one
-            error = "the call was cut off before its end; allow more tokens"
-            return ParsedAnswer("", [], [InvalidToolCall(text, error)])
+            invalid = InvalidToolCall(text, "the call was cut off before its end; allow more tokens")
+            return ParsedAnswer("", [], [invalid])
         return parsed
 
 
