@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
@@ -412,6 +413,22 @@ def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_mode
     assert streamed.content == ""
     assert not streamed.tool_calls
     assert len(streamed.invalid_tool_calls) == 1
+
+
+def test_an_agent_takes_its_strategy_from_the_profile(embedded_model):
+    chat = ChatSpecKV("default", max_tokens=40, loading=FLOAT32)
+    chat.load()
+    asked = []
+
+    class Watcher(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized, messages, *, invocation_params, **kwargs):
+            asked.append(invocation_params)
+
+    agent = create_agent(chat, response_format=Year)
+    question = {"messages": [("user", "In which year was the bridge opened? In 1932.")]}
+    state = agent.invoke(question, {"callbacks": [Watcher()]})
+    assert asked[0]["response_format"]["type"] == "json_schema"  # not a tool that stands for the answer
+    assert isinstance(state["structured_response"], Year)
 
 
 def test_a_conversation_with_tool_results(embedded_model):

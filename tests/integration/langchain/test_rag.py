@@ -9,6 +9,7 @@ from langchain_core.retrievers import BaseRetriever
 from draftapprox_integrations import SpecKV, SpecKVConfig
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecPCCompressor, rag_chain
+from tests.helpers.serving import FLOAT32
 
 DOCUMENTS = [
     Document("The old mill was built in 1821. Today it is a small museum. It closes in winter.", id="mill"),
@@ -66,6 +67,12 @@ def test_the_draft_of_the_chat_model_reads_the_documents(tiny, smol):
         ChatSpecKV(smol.draft, method="full"),
     ):  # fmt: skip
         assert SpecPCCompressor(chat.draft_spec).load().draft is smol.draft
+
+
+def test_models_loaded_in_another_way_are_shared_too(smol):
+    chat = ChatSpecKV("default", loading=FLOAT32)
+    assert SpecPCCompressor(chat.draft_spec).load().draft is chat.load().target
+    assert chat.load().target is not smol.draft or str(smol.draft.dtype) == "torch.float32"
 
 
 @pytest.mark.parametrize("given", ["", "  ", {"query": "x"}, {"question": None}, 3])

@@ -40,7 +40,7 @@ FACTS = {
         assert total.usage_metadata["input_token_details"]["kept_kv"] == 256 < total.usage_metadata["input_tokens"]
         assert "1961" in state["messages"][-1].text
         assert brought.text == search.func(type("Runtime", (), {"state": state}))
-        assert shortener._reference.get().count_tokens([sent.text])[0] <= 150
+        assert shortener.load().count_tokens([sent.text])[0] <= 150
     """,
     "03_speckv": """
         assert answer.usage.kept_kv == 128 < answer.usage.prompt_tokens
