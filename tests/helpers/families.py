@@ -176,7 +176,7 @@ def page() -> str:
 
 
 def summary() -> str:
-    """Summary sentence, also in the README."""
+    """Summary sentence, also on the status page."""
     tried = [group for group in groups() if group.tried]
     specpc, speckv, both = (
         sum(_number(group) for group in tried if group.reason(method) is None)
