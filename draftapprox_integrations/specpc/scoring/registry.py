@@ -95,9 +95,9 @@ def fused(settings: ScorerSettings) -> Scorer:
     by_sentence = settings.compression.granularity == "sentence"
     extra = {"embedder"} if by_sentence else set()
     if calibrated is None:
-        settings.refuse_unused(
-            "joint attention (the draft was never calibrated)", config=_JOINT_FIELDS, arguments=extra
-        )
+        name = settings.draft.name
+        how = f"joint attention, as {name} was never calibrated (draftapprox calibrate --model {name})"
+        settings.refuse_unused(how, config=_JOINT_FIELDS, arguments=extra)
         attention = _joint(settings)
     else:
         settings.refuse_unused("calibrated heads", config=set(), arguments={"store", "heads"} | extra)
