@@ -8,7 +8,10 @@ from transformers.cache_utils import DynamicLayer
 
 
 class EvictedLayer(DynamicLayer):
-    """Cache layer after eviction. New tokens continue at the sequence's true length, evicted tokens included."""
+    """Cache layer that can evict prompt pairs once, by `keep`; `prefill.Evictor` decides when and which.
+
+    New tokens continue at the sequence's true length, evicted tokens included.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
