@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit bench notebooks families docs install install-dev clean
+.PHONY: help demo test test-fast test-lowest lint format types unit bench notebooks families docs install install-dev clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,19 @@ demo: install ## answer three questions from demo/docs with the embedded model, 
 	    "On what date was the present school building opened?"
 
 test: lint types unit ## everything CI checks
+
+test-fast: install-dev ## the inner loop, under a minute: ruff, the import contract, and the quick unit tests
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not thorough" tests/unit
+
+LOWEST ?= .venv-lowest
+test-lowest: ## the unit tests with the lowest dependencies that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet "pip>=25.1" uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	    -e ".[langchain,llama-index]" --group unit
+	$(LOWEST)/bin/python -m pytest -q tests/unit
 
 lint: install-dev ## ruff's rules and format, and the import contract
 	$(BIN)/ruff check .
@@ -72,4 +85,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist site
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist site

@@ -1,4 +1,4 @@
-"""The command line: `draftapprox ask` answers from a folder of documents, `draftapprox compress` is for pipes."""
+"""Entry point of the command line, with `draftapprox ask` (answer from documents) and `compress` (for pipes)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 try:
     import typer
 
-    from .terminal import DraftOption, load_engine, notes, plain_errors, screen
+    from .terminal import DraftOption, load_compressor, notes, report_errors, screen
 except ImportError as error:
     if (error.name or "").startswith("draftapprox_integrations"):
         raise
@@ -15,6 +15,7 @@ except ImportError as error:
 
 import json
 import logging
+import time
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -24,17 +25,15 @@ from ..errors import InvalidInputError
 from . import passages as passage_commands
 
 if TYPE_CHECKING:
-    from ..config import Granularity
     from ..engine.engine import SpecKV
     from ..models.loading import LoadedModel
-    from ..specpc.compressor import SpecPC
-    from .documents import Passage
+
+DEFAULT_BUDGET = 512  # tokens of context that `ask` keeps
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Draft-based Approximate Inference for RAG: keep what a small draft model looks at.",
 )
 app.command()(passage_commands.calibrate)
 app.command()(passage_commands.ingest)
@@ -42,7 +41,7 @@ app.add_typer(passage_commands.store_app, name="store")
 
 
 class Unit(StrEnum):
-    """What is kept or dropped as a whole."""
+    """Values of `--granularity`."""
 
     token = "token"
     word = "word"
@@ -50,7 +49,7 @@ class Unit(StrEnum):
 
 
 class Method(StrEnum):
-    """What is dropped on the way to the answer."""
+    """Values of `--method`."""
 
     specpc = "specpc"
     speckv = "speckv"
@@ -58,15 +57,17 @@ class Method(StrEnum):
     full = "full"
 
 
-TokensOption = Annotated[int | None, typer.Option(help="Most tokens of context to keep.")]
-RatioOption = Annotated[float | None, typer.Option(help="Share of the context to keep, instead of --max-tokens.")]
-UnitOption = Annotated[Unit, typer.Option(help="What is kept or dropped as a whole.")]
-StoreOption = Annotated[Path | None, typer.Option(help="File that remembers passages; see ingest.")]
-HtmlOption = Annotated[Path | None, typer.Option(help="Also write a heat map of what was kept to this file.")]
+TokensOption = Annotated[int | None, typer.Option(help="Maximum number of context tokens to keep.")]
+RatioOption = Annotated[
+    float | None, typer.Option(help="Share of the context's tokens to keep, in (0, 1]; instead of --max-tokens.")
+]
+UnitOption = Annotated[Unit, typer.Option(help="Unit of text that is kept or dropped.")]
+StoreOption = Annotated[Path | None, typer.Option(help="Passage store to read and fill; see ingest.")]
+HtmlOption = Annotated[Path | None, typer.Option(help="Also write a heat map of the kept text to this HTML file.")]
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from .. import __version__
 
         screen.print(f"draftapprox {__version__}")
@@ -76,10 +77,10 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Draft-based Approximate Inference for RAG: keep what a small draft model looks at."""
+    """Draft-based Approximate Inference for RAG: keep the context that a small draft model attends to."""
     logging.getLogger("draftapprox_integrations").addHandler(logging.StreamHandler())
     warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -89,71 +90,98 @@ def ask(
     questions: Annotated[list[str], typer.Argument(help="One or more questions.", show_default=False)],
     docs: Annotated[Path, typer.Option(help="Folder (or file) to answer from: .md, .txt, .rst, .pdf.")],
     model: Annotated[
-        str, typer.Option(help="Model that answers: hub id, folder, .gguf file, or 'default'.")
+        str, typer.Option(help="Target model that answers: hub id, folder, .gguf file, or 'default'.")
     ] = "default",
     draft: DraftOption = "default",
     max_tokens: TokensOption = None,
-    ratio: RatioOption = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Passages to retrieve.")] = 12,
+    keep_ratio: RatioOption = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of passages to retrieve.")] = 12,
     granularity: UnitOption = Unit.sentence,
     method: Annotated[
-        Method, typer.Option(help="specpc: shorten the context; speckv: drop KV pairs; speckvpc: both; full: neither.")
+        Method,
+        typer.Option(help="specpc: shorten the context; speckv: evict KV pairs; speckvpc: both; full: neither."),
     ] = Method.specpc,
-    kv: Annotated[int, typer.Option(min=32, help="KV pairs kept per layer and head, with speckv and speckvpc.")] = 256,
+    kv: Annotated[
+        int, typer.Option(min=32, help="KV pairs kept per layer and KV head, with speckv and speckvpc.")
+    ] = 256,
     compare: Annotated[bool, typer.Option("--compare", help="Answer from the uncompressed context too.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 48,
     store: StoreOption = None,
     html: HtmlOption = None,
 ) -> None:
     """Answer questions from a folder of documents: retrieve (BM25), compress, answer."""
-    with plain_errors():
+    with report_errors():
+        from ..chat.answering import answer
         from ..specpc.validation import check_budget, check_query
-        from .documents import read_folder
+        from .ask_report import show_answers, show_kept, show_retrieved
+        from .documents import read_folder, search
 
-        check_budget(max_tokens, ratio)
-        _check_page(html)
+        check_budget(max_tokens, keep_ratio)
+        _check_writable(html)
         for question in questions:
             check_query(question)
         shortens = method in (Method.specpc, Method.speckvpc)
-        if not shortens and (max_tokens is not None or ratio is not None):
-            raise InvalidInputError(f"--max-tokens and --ratio shorten the context; --method {method.value} does not")
-        if max_tokens is None and ratio is None:
-            max_tokens, ratio = (512, None) if shortens else (None, 1.0)
-        passages = read_folder(docs)
-        engine, target = _load(draft, model, granularity.value, store)
-        answers, whole = _engines(target, engine.draft, method, kv)
-        for number, question in enumerate(questions):
-            page = html if number == 0 or html is None else html.with_stem(f"{html.stem}-{number + 1}")
-            _ask_one(
-                engine, answers, whole, passages, question, (max_tokens, ratio), top_k, compare, max_new_tokens, page
+        if not shortens and (max_tokens is not None or keep_ratio is not None):
+            raise InvalidInputError(
+                f"--max-tokens and --keep-ratio shorten the context; --method {method.value} does not"
             )
+        if max_tokens is None and keep_ratio is None:
+            max_tokens, keep_ratio = (DEFAULT_BUDGET, None) if shortens else (None, 1.0)
+
+        passages = read_folder(docs)
+        compressor = load_compressor(draft, store=store, granularity=granularity.value)
+        target = _load_target(model, draft, compressor.draft)
+        engine, full_engine = _engines(target, compressor.draft, method, kv)
+        for number, question in enumerate(questions, 1):
+            started = time.perf_counter()
+            retrieved = search(passages, question, top_k)
+            search_seconds = time.perf_counter() - started
+            show_retrieved(screen, question, len(passages), len(retrieved), search_seconds)
+            texts, titles = [p.text for p in retrieved], [p.title for p in retrieved]
+            with notes.status("The draft scores the passages ..."):
+                result = compressor.compress(
+                    texts, question, max_tokens=max_tokens, keep_ratio=keep_ratio, titles=titles
+                )
+            show_kept(screen, retrieved, result)
+            with notes.status("Answering ..."):
+                compressed = answer(engine, [p.text for p in result.passages if p.text], question, max_new_tokens)
+                full = answer(full_engine, texts, question, max_new_tokens) if compare else None
+            show_answers(screen, result, compressed, full, search_seconds)
+            if html is not None:
+                page = html if number == 1 else html.with_stem(f"{html.stem}-{number}")
+                page.write_text(result.to_html(), encoding="utf-8")
+                screen.print(f"Heat map: {page}")
 
 
 @app.command()
 def compress(
-    files: Annotated[list[Path] | None, typer.Argument(help="Text, Markdown or PDF files; without, stdin.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Text, Markdown or PDF files; stdin if none is given.")
+    ] = None,
     *,
-    query: Annotated[str, typer.Option("--query", "-q", help="The question that tells what matters.")],
+    query: Annotated[str, typer.Option("--query", "-q", help="Question that decides which text matters.")],
     draft: DraftOption = "default",
     max_tokens: TokensOption = None,
-    ratio: RatioOption = None,
+    keep_ratio: RatioOption = None,
     granularity: UnitOption = Unit.sentence,
-    as_json: Annotated[bool, typer.Option("--json", help="Write everything that is known, as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write the whole result as JSON: texts, spans, scores, counts, timings.")
+    ] = False,
     store: StoreOption = None,
     html: HtmlOption = None,
 ) -> None:
-    """Write what SpecPC keeps of files or of stdin, as text or JSON; counts go to stderr."""
-    with plain_errors():
+    """Compress files or stdin with SpecPC and write the kept text, or JSON, to stdout; token counts go to stderr."""
+    with report_errors():
         from ..specpc.validation import check_budget, check_query
         from .documents import read_file
 
-        check_budget(max_tokens, ratio)
+        check_budget(max_tokens, keep_ratio)
         check_query(query)
-        _check_page(html)
-        parts = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
-        engine, _ = _load(draft, None, granularity.value, store)
-        titles, texts = [title for title, _ in parts], [text for _, text in parts]
-        result = engine.compress(texts, query, max_tokens=max_tokens, keep_ratio=ratio, titles=titles)
+        _check_writable(html)
+        documents = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
+        titles, texts = [title for title, _ in documents], [text for _, text in documents]
+        compressor = load_compressor(draft, store=store, granularity=granularity.value)
+        result = compressor.compress(texts, query, max_tokens=max_tokens, keep_ratio=keep_ratio, titles=titles)
         if as_json:
             sys.stdout.write(json.dumps(result.to_dict() | {"titles": titles}, ensure_ascii=False, indent=2) + "\n")
         else:
@@ -167,72 +195,31 @@ def compress(
         )
 
 
-def _ask_one(
-    engine: SpecPC,
-    answers: SpecKV,
-    whole: SpecKV,
-    passages: list[Passage],
-    question: str,
-    budget: tuple[int | None, float | None],
-    top_k: int,
-    compare: bool,
-    max_new_tokens: int,
-    html: Path | None,
-) -> None:
-    import time
-
-    from ..chat.answering import answer
-    from .ask_report import show_answers, show_kept, show_retrieved
-    from .documents import search
-
-    begun = time.perf_counter()
-    found = search(passages, question, top_k)
-    searching = time.perf_counter() - begun
-    show_retrieved(screen, question, len(passages), len(found), searching)
-    with notes.status("The draft reads the passages ..."):
-        result = engine.compress(
-            [p.text for p in found],
-            question,
-            max_tokens=budget[0],
-            keep_ratio=budget[1],
-            titles=[p.title for p in found],
-        )
-    show_kept(screen, found, result)
-    with notes.status("Answering ..."):
-        short = answer(answers, [p.text for p in result.passages if p.text], question, max_new_tokens)
-        full = answer(whole, [p.text for p in found], question, max_new_tokens) if compare else None
-    show_answers(screen, result, short, full, searching)
-    if html is not None:
-        html.write_text(result.to_html(), encoding="utf-8")
-        screen.print(f"Heat map: {html}")
-
-
-def _load(draft: str, model: str | None, granularity: Granularity, store: Path | None) -> tuple[SpecPC, LoadedModel]:
+def _load_target(name: str, draft_name: str, draft: LoadedModel) -> LoadedModel:
     from ..models.loading import load_model
 
-    engine = load_engine(draft, store=store, granularity=granularity)
-    return engine, engine.draft if model in (None, draft) else load_model(model or draft)
+    return draft if name == draft_name else load_model(name)
 
 
 def _engines(target: LoadedModel, draft: LoadedModel, method: Method, kv: int) -> tuple[SpecKV, SpecKV]:
-    """What answers, and what answers with the whole cache."""
+    """Return the engine of the method, and the engine that keeps the full KV cache."""
     from ..config import SpecKVConfig
     from ..engine.registry import FULL, shared_engine
 
-    whole = shared_engine(target, None, FULL)
+    full = shared_engine(target, None, FULL)
     if method in (Method.specpc, Method.full):
-        return whole, whole
-    return shared_engine(target, draft, SpecKVConfig(max_capacity_prompt=kv)), whole
+        return full, full
+    return shared_engine(target, draft, SpecKVConfig(max_capacity_prompt=kv)), full
 
 
-def _check_page(html: Path | None) -> None:
+def _check_writable(html: Path | None) -> None:
     if html is not None and (html.is_dir() or not html.resolve().parent.is_dir()):
         raise InvalidInputError(f"cannot write {html}: give the name of a file in a folder that exists")
 
 
 def _read_stdin() -> str:
     if sys.stdin.isatty():
-        notes.print("Reading from the keyboard; end with Ctrl-D.", style="dim")
+        notes.print("Reading from the terminal; end with Ctrl-D.", style="dim")
     data = sys.stdin.buffer.read()
     if b"\0" in data[:4096]:
         raise InvalidInputError("standard input is not text")

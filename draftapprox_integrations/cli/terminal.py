@@ -1,9 +1,10 @@
-"""What the commands of the command line share: where they write, common options, errors in one line."""
+"""Helpers that all commands share: consoles, the `--draft` option, loading, one-line errors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,15 +15,16 @@ from ..errors import DraftApproxError
 
 if TYPE_CHECKING:
     from ..specpc.compressor import SpecPC
+    from ..specpc.store.passage_store import PassageStore
 
-screen = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+screen = Console(highlight=False)  # results, on stdout
+notes = Console(stderr=True, highlight=False)  # progress, counts and errors, on stderr
 
 DraftOption = Annotated[str, typer.Option(help="Draft model: hub id, folder, .gguf file, or 'default'.")]
 
 
-def load_engine(draft: str, *, store: Any = None, **settings: Any) -> SpecPC:
-    """A `SpecPC` with these compression settings; loading prints nothing."""
+def load_compressor(draft: str, *, store: PassageStore | Path | None = None, **settings: Any) -> SpecPC:
+    """Load a `SpecPC` with these compression settings; only a status line on stderr shows that it loads."""
     with notes.status("Loading models ..."):
         from transformers.utils import logging as transformers_logging
 
@@ -35,8 +37,8 @@ def load_engine(draft: str, *, store: Any = None, **settings: Any) -> SpecPC:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """What goes wrong for a reason that a user can mend is one red line and exit code 1, not a traceback."""
+def report_errors() -> Iterator[None]:
+    """Print an error that a user can fix as one red line on stderr and exit with code 1, without a traceback."""
     try:
         yield
     except BrokenPipeError:

@@ -57,7 +57,8 @@ def best_dtype(device: torch.device, parameters: int) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        # torch 2.11 and newer have it
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
         return torch.bfloat16 if fast else torch.float32
     return torch.float32

@@ -11,6 +11,8 @@ import pytest
 
 import draftapprox_integrations
 
+pytestmark = pytest.mark.thorough
+
 PACKAGE = Path(draftapprox_integrations.__file__).parent
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 MOST_LINES = 350

@@ -46,7 +46,7 @@ def test_ask_with_fewer_kv_pairs():
     assert int(kept[-1].replace(",", "")) > 300
     for step in ("guess", "prefill", "decode"):
         assert step in out
-    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--ratio", 0.5)
+    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--keep-ratio", 0.5)
     assert done.returncode == 1
     assert "--method full does not" in " ".join(done.stderr.decode().split())
 
@@ -62,7 +62,7 @@ def test_compress_stdin_to_text():
 
 def test_compress_files_to_json():
     files = [DEMO / "docs" / "three-storms.md", DEMO / "docs" / "rescue-service-report.pdf"]
-    done = run("compress", *files, "-q", QUESTION, "--ratio", 0.05, "--json", "--granularity", "word")
+    done = run("compress", *files, "-q", QUESTION, "--keep-ratio", 0.05, "--json", "--granularity", "word")
     assert done.returncode == 0, done.stderr.decode()
     result = json.loads(done.stdout)
     assert result["titles"][0].startswith("Three Storms")
@@ -75,7 +75,7 @@ def test_compress_files_to_json():
     [
         (["ask", "why?", "--docs", "/nowhere"], b"", "there is no folder '/nowhere'"),
         (["ask", "  ", "--docs", DEMO / "docs"], b"", "query must be a non-empty string"),
-        (["ask", "why?", "--docs", DEMO / "docs", "--ratio", 3], b"", "ratio must be in (0, 1]; got 3.0"),
+        (["ask", "why?", "--docs", DEMO / "docs", "--keep-ratio", 3], b"", "keep_ratio must be in (0, 1]; got 3.0"),
         (["compress", "-q", " ", "--max-tokens", 5], b"text", "query must be a non-empty string"),
         (["compress", "-q", "why?", "--html", "/nowhere/x.html"], b"text", "cannot write /nowhere/x.html"),
         (["compress", "-q", "why?", "/nowhere.txt"], b"", "cannot read /nowhere.txt"),

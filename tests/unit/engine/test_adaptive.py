@@ -140,6 +140,7 @@ def test_the_bytes_held_after_generate_are_those_of_kept_and_written_tokens(pair
         assert numbers < 2 * 16 * 3 * 2 * (int(kept.sum(-1).max()) + later)
 
 
+@pytest.mark.thorough
 def test_threads_with_other_settings_do_not_meet():
     """On one view, without the engine's lock: their steps do interleave."""
     model = model_of("llama")

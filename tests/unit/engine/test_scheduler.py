@@ -51,6 +51,7 @@ def on_forward(model, hook):
         handle.remove()
 
 
+@pytest.mark.thorough
 async def test_32_streams_at_once_half_of_them_cancelled(pair):
     engine = SpecKV(*pair, TIGHT)
     loop, first_piece = asyncio.get_running_loop(), asyncio.Event()

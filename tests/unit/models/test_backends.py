@@ -29,6 +29,8 @@ from tests.conftest import tiny_llama
 from tests.unit.models.test_attention import family
 from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
+pytestmark = pytest.mark.thorough
+
 SPECKV = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
 SPECPC = {"max_capacity_prompt": 30, "window_size": 6, "kernel_size": 5}
 CASCADE = SpecKVPCConfig(specpc_config=SpecPCConfig(**SPECPC), speckv_config=SpecKVConfig(**SPECKV))

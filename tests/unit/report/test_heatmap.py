@@ -190,6 +190,7 @@ def results(draw: st.DrawFn, alphabet: st.SearchStrategy[str]) -> CompressionRes
     return result(*passages, query=draw(st.text(alphabet, max_size=20)), draft_tokens=draw(st.integers(0, 1)))
 
 
+@pytest.mark.thorough
 @given(results(SHOWABLE))
 def test_kept_text_is_what_is_marked(found):
     for render in (render_page, render_fragment):
@@ -200,6 +201,7 @@ def test_kept_text_is_what_is_marked(found):
             assert reader.kept(index) == "".join(given_passage.original[a:b] for a, b in given_passage.kept)
 
 
+@pytest.mark.thorough
 @given(results(st.characters()))
 def test_any_text_is_encodable(found):
     for render in (render_page, render_fragment):
@@ -334,6 +336,7 @@ def test_contrast_colours_are_those_of_the_page():
             assert f"var(--{name})" in html
 
 
+@pytest.mark.thorough
 def test_size_of_a_long_text():
     """100,000 tokens whose heat changes with nearly every token, as far from mergeable as it gets."""
     tokens = 100_000
@@ -368,6 +371,7 @@ def sentences(count: int, words: int = 12, start: int = 0) -> CompressedPassage:
         pytest.param(lambda: [sentences(1, start=n) for n in range(5000)], id="5000 passages"),
     ],
 )
+@pytest.mark.thorough
 def test_number_of_elements_is_bounded(found):
     """5,000 sentences have 60,000 tokens; the elements for their heat are limited, what is kept is exact."""
     passages = found()
@@ -381,6 +385,7 @@ def test_number_of_elements_is_bounded(found):
         assert reader.kept(index) == "".join(given_passage.original[a:b] for a, b in given_passage.kept)
 
 
+@pytest.mark.thorough
 def test_averaged_heat_shows_the_warm_part():
     """Of a text too long for every word to have its own colour, the half that was read more is the warmer one."""
     tokens = 60_000

@@ -34,6 +34,7 @@ def test_selection_scores_and_lookahead(golden, name):
     assert selection.lookahead_ids[0].tolist() == expected["lookahead_ids"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["specpc_02", "specpc_07", "specpc_13", "specpc_19"])
 @pytest.mark.parametrize("chunk", [1, 37, 64])
 def test_chunked_prefill_changes_nothing(golden, name, chunk):

@@ -2,8 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+import torch
+
 from draftapprox_integrations import SpecPC, SpecPCConfig
 from draftapprox_integrations.models.attention import _observer
+
+pytestmark = pytest.mark.thorough
 
 THREADS, REQUESTS = 8, 50
 
@@ -29,8 +34,6 @@ def test_8_threads_of_50_requests_equal_one_thread(tiny):
 
 def test_select_and_compress_and_plain_use_at_once(tiny):
     """One thread uses the user's model as it is, while others have the same weights observed."""
-    import torch
-
     engine = SpecPC(tiny, SpecPCConfig(max_capacity_prompt=64))
     ids = torch.arange(2, 90)[None]
     with torch.no_grad():

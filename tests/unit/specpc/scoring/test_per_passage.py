@@ -89,6 +89,7 @@ def plain_loop(draft, texts, titles, question):
     return total
 
 
+@pytest.mark.thorough
 def test_scores_are_those_of_a_plain_loop(tiny, monkeypatch):
     monkeypatch.setattr(per_passage, "BUCKET", 8)
     monkeypatch.setitem(globals(), "BUCKET", 8)  # the loop's
@@ -153,6 +154,7 @@ def test_a_passage_much_longer_than_the_window(tiny_tokenizer):
     assert all(math.isfinite(score) for passage in result.passages for _, _, score in passage.heat)
 
 
+@pytest.mark.thorough
 def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny):
     largest = 0
 

@@ -21,6 +21,8 @@ from draftapprox_integrations import PassageStore, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.specpc.store.key_codec import Float32KeyCodec, Int8KeyCodec
 
+pytestmark = pytest.mark.thorough
+
 
 def name(number):
     return number.to_bytes(16, "big")
