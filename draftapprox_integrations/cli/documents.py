@@ -1,6 +1,6 @@
-"""From a folder of files to the passages that fit a question: read, split, search. What the command line needs.
+"""Documents for the command line: read files, split them into passages, search the passages.
 
-Reading PDF is pypdf's work, ranking is bm25s's; in a LangChain or LlamaIndex pipeline use their loaders and retrievers.
+pypdf reads PDF files, bm25s ranks. In a LangChain or LlamaIndex pipeline, use their loaders and retrievers instead.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document.
+    """Consecutive sentences of a document.
 
     Attributes:
-        text: Its text.
-        title: The document's title and, for a PDF, the page.
-        file: The document's file name.
+        text: Text of the passage.
+        title: Title of the document; for a PDF, with the page number.
+        file: Name of the document's file.
     """
 
     text: str
@@ -35,11 +35,11 @@ class Passage:
 
 
 def read_file(path: Path) -> list[tuple[str, str]]:
-    """(title, text) of a document; of a PDF one for each page with text.
+    """Read a document into (title, text) pairs: one for a text file, one per non-empty page for a PDF.
 
     Raises:
-        InvalidInputError: no such file, or not text.
-        MissingDependencyError: a PDF, and pypdf is not installed.
+        InvalidInputError: the file does not exist, cannot be read, or is not text.
+        MissingDependencyError: the file is a PDF and pypdf is not installed.
     """
     try:
         if path.suffix.lower() == ".pdf":
@@ -51,19 +51,20 @@ def read_file(path: Path) -> list[tuple[str, str]]:
         raise InvalidInputError(f"{path} is not a text file: it holds NUL bytes. Give text (UTF-8) or .pdf files.")
     text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
     if "\ufffd" in text and "\ufffd".encode() not in data:
-        logger.warning("%s is not UTF-8: what could not be read is shown as \ufffd", path)
+        logger.warning("%s is not UTF-8: bytes that could not be decoded are shown as \ufffd", path)
     return [(_title(text, path), text)]
 
 
 def read_folder(folder: Path, max_characters: int = 1000) -> list[Passage]:
-    """Passages of all documents under `folder`; unreadable files are skipped with a warning.
+    """Read all documents under `folder` and split them into passages; skip unreadable files with a warning.
 
     Args:
-        folder: Searched with its subfolders for .md, .txt, .rst and .pdf; a single file is taken as it is.
-        max_characters: Passages are whole sentences up to about this many characters.
+        folder: Folder that is searched, with its subfolders, for the suffixes in `SUFFIXES`; or a single file of any
+            suffix.
+        max_characters: Approximate maximum number of characters of a passage; sentences stay whole.
 
     Raises:
-        InvalidInputError: no such folder, or no text in it.
+        InvalidInputError: the folder does not exist or contains no text.
     """
     if not folder.exists():
         raise InvalidInputError(f"there is no folder {str(folder)!r}")
@@ -82,15 +83,15 @@ def read_folder(folder: Path, max_characters: int = 1000) -> list[Passage]:
 
 
 def _documents_under(folder: Path) -> Iterator[Path]:
-    def skipped(error: OSError) -> None:
+    def warn(error: OSError) -> None:
         logger.warning("skipped: cannot read %s: %s", error.filename, error.strerror or error)
 
-    for where, _, names in os.walk(folder, onerror=skipped):
-        yield from (Path(where, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    for parent, _, names in os.walk(folder, onerror=warn):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
 
 
 def split(text: str, max_characters: int) -> list[str]:
-    """Consecutive sentences up to about `max_characters`; a heading goes with what follows it."""
+    """Split text into runs of whole sentences of about `max_characters`; keep headings with the text that follows."""
     pieces: list[str] = []
     start = end = None
     for unit_start, unit_end in sentences(text):
@@ -108,16 +109,16 @@ def split(text: str, max_characters: int) -> list[str]:
 
 
 def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]:
-    """The `top_k` passages that BM25 ranks highest for `query`, best first."""
+    """Return the `top_k` passages that BM25 ranks highest for `query`, best first."""
     import bm25s
 
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress to stderr at level DEBUG
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs to stderr at level DEBUG
     corpus = bm25s.tokenize([f"{p.title}\n{p.text}" for p in passages], stopwords="en", show_progress=False)
     index = bm25s.BM25()
     index.index(corpus, show_progress=False)
     tokens = bm25s.tokenize(query, stopwords="en", show_progress=False)
-    found, _ = index.retrieve(tokens, k=min(top_k, len(passages)), show_progress=False)
-    return [passages[int(i)] for i in found[0]]
+    ranked, _ = index.retrieve(tokens, k=min(top_k, len(passages)), show_progress=False)
+    return [passages[int(i)] for i in ranked[0]]
 
 
 def _read_pdf(path: Path) -> list[tuple[str, str]]:
@@ -129,7 +130,7 @@ def _read_pdf(path: Path) -> list[tuple[str, str]]:
         reader = PdfReader(path)
         title = (reader.metadata.title if reader.metadata else None) or path.stem
         pages = [(f"{title}, page {number}", page.extract_text()) for number, page in enumerate(reader.pages, 1)]
-    except Exception as error:  # pypdf raises what it meets: broken, encrypted, or another package missing
+    except Exception as error:  # pypdf lets errors of any type through: broken or encrypted files, missing packages
         raise InvalidInputError(f"cannot read {path}: {error}") from error
     return [(name, text) for name, text in pages if text.strip()]
 

@@ -44,7 +44,7 @@ def test_ask_with_fewer_kv_pairs():
     kept = next(line.split() for line in out.splitlines() if line.startswith("KV pairs kept per head"))
     assert kept[-2] == "64"
     assert int(kept[-1].replace(",", "")) > 300
-    for step in ("guess", "prefill", "decode"):
+    for step in ("lookahead", "prefill", "decode"):
         assert step in out
     done = run("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--keep-ratio", 0.5)
     assert done.returncode == 1
