@@ -15,7 +15,15 @@ import pytest
 import typer
 
 import draftapprox_integrations
-from draftapprox_integrations import SpecKVConfig, SpecPC, SpecPCConfig, langchain, llama_index, load_model
+from draftapprox_integrations import (
+    CompressionConfig,
+    SpecKVConfig,
+    SpecPC,
+    SpecPCConfig,
+    langchain,
+    llama_index,
+    load_model,
+)
 from draftapprox_integrations.cli.app import app
 from tests.conftest import ROOT
 
@@ -138,7 +146,7 @@ def test_migration_names_arguments_that_exist():
     cells = re.findall(r"^\|.*\| (.+) \|$", page, re.MULTILINE)
     ours = {name for cell in cells for code in re.findall("`(.+?)`", cell) for name in re.findall(r"([a-z_]+)=", code)}
     known = {"formatted"}  # of LlamaIndex's `complete`
-    for function in (SpecPC, SpecPC.compress, SpecPCConfig, SpecKVConfig, load_model):
+    for function in (SpecPC, SpecPC.compress, SpecPCConfig, CompressionConfig, SpecKVConfig, load_model):
         known |= set(inspect.signature(function).parameters)
     for part in (langchain.SpecPCCompressor, langchain.ChatSpecKV, langchain.SpecKVLLM, llama_index.SpecKVLLM):
         known |= set(part.model_fields)
