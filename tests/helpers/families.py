@@ -221,9 +221,10 @@ def tiny_model(name: str) -> PreTrainedModel:
     """Make the random model of a family, the same each time."""
     settings = next((group.settings[name] for group in groups() if name in group.families), {})
     config = _shrink(CONFIG_MAPPING[name.split("+")[0]], settings)
-    make = AutoModelForCausalLM.from_config
+    make: Any = AutoModelForCausalLM.from_config
     if config.model_type.startswith("musicgen"):  # its class takes only this part
-        make, config = AutoModelForCausalLM._model_mapping[type(config)]._from_config, config.decoder
+        model_classes: Any = AutoModelForCausalLM._model_mapping
+        make, config = model_classes[type(config)]._from_config, config.decoder
     with torch.device("meta"):
         parameters = dict(make(config).named_parameters())
     if sum(parameter.numel() for parameter in parameters.values()) > LIMIT:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ LENGTHS = (40, 29)  # in one batch, so one row is padded
 SPECPC = SpecPCConfig(max_capacity_prompt=28, window_size=7, starting_layer_index=1, lookahead_tokens=3)
 SPECKV = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3)
 NEW = 4
-GENERATE = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+GENERATE: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
 @lru_cache(maxsize=2)

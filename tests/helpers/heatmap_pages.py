@@ -27,7 +27,7 @@ def find_chromium() -> str | None:
 class Site(ThreadingHTTPServer):
     """Serves one page at every address and remembers what was asked for."""
 
-    def __init__(self, html: str):
+    def __init__(self, html: str) -> None:
         self.page = html.encode()
         self.asked: list[str] = []
         super().__init__(("127.0.0.1", 0), Answer)

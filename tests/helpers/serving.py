@@ -59,7 +59,7 @@ class Gate:
         passes: Number of forward passes begun.
     """
 
-    def __init__(self, model: LoadedModel, free_passes: int):
+    def __init__(self, model: LoadedModel, free_passes: int) -> None:
         self.passes = 0
         self._free_passes, self._opened = free_passes, threading.Event()
         self._handle = model.model.register_forward_pre_hook(self._wait)

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,9 @@ from draftapprox_integrations import CompressionConfig, SpecPCConfig
         ("weighted_query", 1, "True or False"),
     ],
 )
-def test_a_bad_value_is_refused_with_field_value_and_limit(field, value, limit):
+def test_a_bad_value_is_refused_with_field_value_and_limit(
+    field: str, value: float | bool | str | None, limit: str
+) -> None:
     with pytest.raises(ValueError, match="got") as caught:
         SpecPCConfig(**{field: value})
     assert field in str(caught.value)
@@ -31,14 +34,14 @@ def test_a_bad_value_is_refused_with_field_value_and_limit(field, value, limit):
     assert limit in str(caught.value)
 
 
-def test_config_is_frozen_and_keyword_only():
+def test_config_is_frozen_and_keyword_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SpecPCConfig().kernel_size = 3
     with pytest.raises(TypeError):
         SpecPCConfig(1024)
 
 
-def test_paper_settings_are_the_published_ones():
+def test_paper_settings_are_the_published_ones() -> None:
     llama = SpecPCConfig.paper("llama3")
     assert (llama.window_size, llama.kernel_size, llama.neighbor_tokens) == (64, 32, 32)
     qwen = SpecPCConfig.paper("qwen2.5", max_capacity_prompt=2048)
@@ -51,7 +54,7 @@ def test_paper_settings_are_the_published_ones():
         SpecPCConfig.paper("gpt2")
 
 
-def test_defaults_that_depend_on_the_model():
+def test_defaults_that_depend_on_the_model() -> None:
     assert SpecPCConfig().resolved_window() == 64
     assert SpecPCConfig(max_capacity_prompt=10).resolved_window() == 10
     assert [SpecPCConfig().resolved_start(layers) for layers in (1, 4, 16, 24, 30)] == [0, 2, 8, 8, 8]
@@ -69,18 +72,18 @@ def test_defaults_that_depend_on_the_model():
         ({"granularity": "word", "keep_context": 1}, "keep_context must be 0 with granularity='word'.*got 1"),
     ],
 )
-def test_bad_text_settings_are_refused(settings, message):
+def test_bad_text_settings_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CompressionConfig(**settings)
 
 
-def test_the_separator_follows_the_granularity_unless_it_is_set():
+def test_the_separator_follows_the_granularity_unless_it_is_set() -> None:
     assert CompressionConfig().resolved_separator() == "\n"
     assert CompressionConfig(granularity="word").resolved_separator() == " "
     assert CompressionConfig(granularity="token").resolved_separator() == " "
     assert CompressionConfig(separator="").resolved_separator() == ""
 
 
-def test_changed_names_what_differs_from_the_defaults():
+def test_changed_names_what_differs_from_the_defaults() -> None:
     assert SpecPCConfig().changed() == []
     assert SpecPCConfig(kernel_size=3, window_size=8).changed() == ["window_size", "kernel_size"]

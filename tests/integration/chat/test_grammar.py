@@ -1,11 +1,13 @@
 """JSON of a given schema, written by a model that knows nothing (tiny) and by the embedded one."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
+from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, load_model
 from draftapprox_integrations.chat.grammar import JsonConstraint, answer_or_call_schema, call_schema, close_objects
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import tiny_llama
@@ -20,7 +22,7 @@ FULL = SpecKVConfig(max_capacity_prompt=4000, lookahead_tokens=0)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_model_that_knows_nothing_writes_json_of_the_schema(tiny, seed):
+def test_a_model_that_knows_nothing_writes_json_of_the_schema(tiny: LoadedModel, seed: Any) -> None:
     (found,) = SpecKV(tiny, None, FULL).generate(
         "A city:", max_new_tokens=80, temperature=1.5, seed=seed, logits_processor=[JsonConstraint(tiny, CITY)]
     )
@@ -31,7 +33,9 @@ def test_a_model_that_knows_nothing_writes_json_of_the_schema(tiny, seed):
     assert found.finish_reason == "stop"
 
 
-def test_also_where_pairs_are_dropped_and_where_the_model_has_more_ids_than_its_tokenizer(tiny_tokenizer):
+def test_also_where_pairs_are_dropped_and_where_the_model_has_more_ids_than_its_tokenizer(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     target = load_model((tiny_llama(vocab_size=600), tiny_tokenizer))
     tight = SpecKV(target, "self", SpecKVConfig(max_capacity_prompt=16, window_size=8, lookahead_tokens=4))
     (found,) = tight.generate(
@@ -41,7 +45,7 @@ def test_also_where_pairs_are_dropped_and_where_the_model_has_more_ids_than_its_
     assert found.usage.kept_kv == 16
 
 
-def test_calls_of_one_tool_or_of_any(embedded_model):
+def test_calls_of_one_tool_or_of_any(embedded_model: LoadedModel) -> None:
     move = {
         "name": "move",
         "parameters": {
@@ -67,7 +71,7 @@ def test_calls_of_one_tool_or_of_any(embedded_model):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_answer_of_a_schema_or_a_call(tiny, seed):
+def test_an_answer_of_a_schema_or_a_call(tiny: LoadedModel, seed: Any) -> None:
     move = {"name": "move", "parameters": {"$ref": "#/$defs/Point", "$defs": {"Point": POINT}}}
     city = {"$ref": "#/$defs/City", "$defs": {"City": CITY}}
     schema = answer_or_call_schema(city, [{"type": "function", "function": move}])
@@ -81,7 +85,7 @@ def test_an_answer_of_a_schema_or_a_call(tiny, seed):
         assert isinstance(written["arguments"]["x"], int)
 
 
-def test_objects_take_no_other_keys_unless_told_so():
+def test_objects_take_no_other_keys_unless_told_so() -> None:
     closed = close_objects({"properties": {"a": {"properties": {}, "type": "object"}}, "anyOf": [CITY]})
     assert closed["additionalProperties"] is False
     assert closed["properties"]["a"]["additionalProperties"] is False
@@ -90,12 +94,12 @@ def test_objects_take_no_other_keys_unless_told_so():
     assert close_objects({"properties": {}, "additionalProperties": True})["additionalProperties"] is True
 
 
-def test_a_schema_that_cannot_be_enforced(tiny):
+def test_a_schema_that_cannot_be_enforced(tiny: LoadedModel) -> None:
     with pytest.raises(InvalidInputError, match="cannot be enforced"):
         JsonConstraint(tiny, {"type": "no such type"})
 
 
-def test_the_mask_lets_through_only_what_may_begin_the_json(tiny):
+def test_the_mask_lets_through_only_what_may_begin_the_json(tiny: LoadedModel) -> None:
     only = JsonConstraint(tiny, CITY)
     scores = only(torch.tensor([[1, 2, 3]]), torch.zeros(1, 512))
     allowed = [tiny.tokenizer.decode([i]) for i in torch.isfinite(scores[0]).nonzero().flatten().tolist()]

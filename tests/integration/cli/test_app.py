@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ DRAFTAPPROX = Path(sys.executable).parent / "draftapprox"
 QUESTION = "On what date did the Candlemas Storm come?"
 
 
-def run(*arguments, stdin=b""):
+def run(*arguments: Any, stdin: bytes = b"") -> Any:
     return subprocess.run([DRAFTAPPROX, *map(str, arguments)], input=stdin, capture_output=True, timeout=300)
 
 
-def test_ask_answers_and_shows_what_was_kept(tmp_path):
+def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = run(
         "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
@@ -37,7 +38,7 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path):
     assert "Traceback" not in done.stderr.decode()
 
 
-def test_ask_with_fewer_kv_pairs():
+def test_ask_with_fewer_kv_pairs() -> None:
     done = run("ask", QUESTION, "--docs", DEMO / "docs", "--top-k", 3, "--method", "speckv", "--kv", 64, "--compare")
     out = done.stdout.decode()
     assert done.returncode == 0, done.stderr.decode()
@@ -51,7 +52,7 @@ def test_ask_with_fewer_kv_pairs():
     assert "--method full does not" in " ".join(done.stderr.decode().split())
 
 
-def test_compress_stdin_to_text():
+def test_compress_stdin_to_text() -> None:
     text = (DEMO / "docs" / "three-storms.md").read_bytes()
     done = run("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)
     assert done.returncode == 0, done.stderr.decode()
@@ -60,7 +61,7 @@ def test_compress_stdin_to_text():
     assert "tokens" in done.stderr.decode()
 
 
-def test_compress_files_to_json():
+def test_compress_files_to_json() -> None:
     files = [DEMO / "docs" / "three-storms.md", DEMO / "docs" / "rescue-service-report.pdf"]
     done = run("compress", *files, "-q", QUESTION, "--keep-ratio", 0.05, "--json", "--granularity", "word")
     assert done.returncode == 0, done.stderr.decode()
@@ -84,7 +85,7 @@ def test_compress_files_to_json():
         (["compress", "-q", "why?", "--max-tokens", 0], b"text", "max_tokens must be an integer >= 1; got 0"),
     ],
 )
-def test_errors_are_one_line_and_exit_1(arguments, stdin, message):
+def test_errors_are_one_line_and_exit_1(arguments: Any, stdin: bytes, message: str) -> None:
     done = run(*arguments, stdin=stdin)
     assert done.returncode == 1
     assert message in " ".join(done.stderr.decode().split())
@@ -92,7 +93,7 @@ def test_errors_are_one_line_and_exit_1(arguments, stdin, message):
     assert done.stdout == b""
 
 
-def test_empty_input_is_no_error():
+def test_empty_input_is_no_error() -> None:
     done = run("compress", "-q", "why?", stdin=b"")
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.strip() == b""

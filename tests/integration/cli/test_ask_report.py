@@ -1,10 +1,11 @@
 """What the command line shows of compressed text, in colour and without."""
 
 import io
+from typing import Any
 
 from rich.console import Console
 
-from draftapprox_integrations import SpecPC
+from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.cli.ask_report import show_kept
 from draftapprox_integrations.cli.documents import Passage
 
@@ -12,13 +13,13 @@ MILL = "The old mill was built in 1821. Today it is a small museum. It closes in
 BRIDGE = "The bridge was opened in 1932. It is painted red. Many cyclists cross it every morning."
 
 
-def shown(result, found, **options):
+def shown(result: Any, found: Any, **options: Any) -> Any:
     written = io.StringIO()
     show_kept(Console(file=written, width=200, **options), found, result)
     return written.getvalue()
 
 
-def test_without_colours_nothing_dropped_looks_kept(embedded_model):
+def test_without_colours_nothing_dropped_looks_kept(embedded_model: LoadedModel) -> None:
     found = [Passage(MILL, "mill", "mill.txt"), Passage(BRIDGE, "bridge", "bridge.txt")]
     result = SpecPC("default").compress([MILL, BRIDGE], "In which year was the bridge opened?", max_tokens=12)
     plain = shown(result, found)

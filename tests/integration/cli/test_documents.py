@@ -1,8 +1,11 @@
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from draftapprox_integrations import SpecPC
 from draftapprox_integrations.cli.documents import read_file, read_folder, search, split
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import DEMO
@@ -10,37 +13,37 @@ from tests.conftest import DEMO
 QUESTIONS = json.loads((DEMO / "questions.json").read_text())
 
 
-def squeezed(text):
+def squeezed(text: Any) -> Any:
     return " ".join(text.split())
 
 
-def test_the_demo_is_large_enough_to_need_compression(smol):
+def test_the_demo_is_large_enough_to_need_compression(smol: SpecPC) -> None:
     passages = read_folder(DEMO / "docs")
     assert {p.file.rsplit(".", 1)[1] for p in passages} == {"md", "txt", "pdf"}
     assert sum(smol._counter.count([p.text for p in passages])) > 8_000
 
 
 @pytest.mark.parametrize("item", QUESTIONS, ids=lambda item: item["document"])
-def test_each_demo_question_has_its_evidence_retrieved(item):
+def test_each_demo_question_has_its_evidence_retrieved(item: Any) -> None:
     found = search(read_folder(DEMO / "docs"), item["question"], 12)
     assert any(item["evidence"] in squeezed(p.text) and p.file == item["document"] for p in found)
     assert all(any(answer in squeezed(p.text) for p in found) for answer in item["answers"][:1])
 
 
 @pytest.mark.parametrize("path", sorted((DEMO / "docs").iterdir()), ids=lambda p: p.name)
-def test_splitting_loses_no_word(path):
+def test_splitting_loses_no_word(path: Any) -> None:
     for _, text in read_file(path):
         pieces = split(text, 500)
         assert " ".join(pieces).split() == text.split()
         assert all(len(piece) < 1200 for piece in pieces)
 
 
-def test_a_heading_goes_with_its_text():
+def test_a_heading_goes_with_its_text() -> None:
     text = "# A\n\nFirst part here.\n\n## B\n\nSecond part here, a little longer.\n"
     assert split(text, 40) == ["# A\n\nFirst part here.", "## B\n\nSecond part here, a little longer."]
 
 
-def test_odd_files(tmp_path, caplog):
+def test_odd_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\x00\x01\x02")
     (tmp_path / "latin.txt").write_bytes("Caf\u00e9 am Meer.".encode("latin-1"))
     (tmp_path / "bom.md").write_bytes("\ufeff# Title\n\nText.".encode())
@@ -61,11 +64,13 @@ def test_odd_files(tmp_path, caplog):
         read_folder(tmp_path / "sub")
 
 
-def test_other_encodings_and_closed_folders_are_said(tmp_path, caplog, monkeypatch):
+def test_other_encodings_and_closed_folders_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "latin.txt").write_bytes("Das Café öffnet um acht.".encode("latin-1"))
     (tmp_path / "closed").mkdir()
 
-    def walk(folder, onerror):
+    def walk(folder: Any, onerror: Any) -> Any:
         onerror(PermissionError(13, "Permission denied", str(tmp_path / "closed")))  # root is never refused
         return real(folder)
 
@@ -77,7 +82,7 @@ def test_other_encodings_and_closed_folders_are_said(tmp_path, caplog, monkeypat
     assert f"skipped: cannot read {tmp_path / 'closed'}: Permission denied" in caplog.text
 
 
-def test_a_single_file_and_more_passages_asked_for_than_there_are():
+def test_a_single_file_and_more_passages_asked_for_than_there_are() -> None:
     passages = read_folder(DEMO / "docs" / "three-storms.md")
     assert len(search(passages, "storm", 1000)) == len(passages)
     assert search(passages, "\u6a4b?!", 2)  # no word in common is no error

@@ -5,20 +5,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import DEMO, tiny_llama
 
 DRAFTAPPROX = Path(sys.executable).parent / "draftapprox"
 
 
-def run(*arguments, **environment):
+def run(*arguments: Any, **environment: Any) -> Any:
     done = subprocess.run(
         [DRAFTAPPROX, *map(str, arguments)], capture_output=True, timeout=300, env=os.environ | environment, text=True
     )
     return done.returncode, " ".join(done.stdout.split()), " ".join(done.stderr.split())
 
 
-def test_ingest_then_ask(tmp_path):
+def test_ingest_then_ask(tmp_path: Path) -> None:
     store = tmp_path / "p.db"
     code, out, err = run("ingest", DEMO / "docs" / "three-storms.md", "--store", store)
     assert code == 0, err
@@ -38,11 +41,11 @@ def test_ingest_then_ask(tmp_path):
     assert "0 remain" in out
 
 
-def test_calibrate_writes_heads_that_are_found(tmp_path, tiny_tokenizer):
+def test_calibrate_writes_heads_that_are_found(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     folder, cache = tmp_path / "draft", tmp_path / "cache"
     tiny_llama().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    here = {"DRAFTAPPROX_CACHE": str(cache)}
+    here: dict[str, Any] = {"DRAFTAPPROX_CACHE": str(cache)}
     code, out, err = run("calibrate", "--model", folder, "--tasks", 6, "--heads", 2, **here)
     assert code == 0, err
     assert "mean reciprocal rank" in out
@@ -56,7 +59,7 @@ def test_calibrate_writes_heads_that_are_found(tmp_path, tiny_tokenizer):
     assert code == 0, err
 
 
-def test_what_cannot_be_done_is_said_in_a_line(tmp_path, tiny_tokenizer):
+def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     code, _, err = run("store", "stats", tmp_path / "none.db")
     assert code == 1
     assert "there is no store" in err

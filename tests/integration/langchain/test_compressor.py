@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
+from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.cli.documents import read_folder, search
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import SpecPCCompressor
@@ -28,7 +30,7 @@ FACTS = [
 ]
 
 
-def documents(texts=FACTS):
+def documents(texts: Any = FACTS) -> Any:
     return [
         Document(id=f"doc-{i}", page_content=text, metadata={"source": f"f{i}.md", "nested": {"page": i}})
         for i, text in enumerate(texts)
@@ -36,24 +38,28 @@ def documents(texts=FACTS):
 
 
 class Spans(BaseCallbackHandler):
-    def __init__(self):
-        self.started, self.parents, self.outputs = {}, {}, {}
+    def __init__(self) -> None:
+        self.started: dict[Any, Any] = {}
+        self.parents: dict[Any, Any] = {}
+        self.outputs: dict[Any, Any] = {}
 
-    def _start(self, serialized, inputs, *, run_id, parent_run_id=None, name=None, **_):
+    def _start(
+        self, serialized: Any, inputs: Any, *, run_id: Any, parent_run_id: Any = None, name: Any = None, **_: Any
+    ) -> None:
         self.started[run_id], self.parents[run_id] = name, parent_run_id
 
-    on_chain_start = on_retriever_start = _start
+    on_chain_start = on_retriever_start = _start  # type: ignore[assignment]
 
-    def _end(self, outputs, *, run_id, **_):
+    def _end(self, outputs: Any, *, run_id: Any, **_: Any) -> None:
         self.outputs[run_id] = outputs
 
-    on_chain_end = on_retriever_end = _end
+    on_chain_end = on_retriever_end = _end  # type: ignore[assignment]
 
-    def run_of(self, name):
+    def run_of(self, name: Any) -> Any:
         return next(run for run, started in self.started.items() if started == name)
 
 
-def test_one_output_per_input_with_everything_but_the_text_unchanged(smol):
+def test_one_output_per_input_with_everything_but_the_text_unchanged(smol: SpecPC) -> None:
     inputs = documents()
     before = copy.deepcopy(inputs)
     out = SpecPCCompressor(smol, max_tokens=24, on_empty="keep_best").compress_documents(inputs, QUESTION)
@@ -68,13 +74,13 @@ def test_one_output_per_input_with_everything_but_the_text_unchanged(smol):
     assert "2 February 1938" in out[0].page_content
 
 
-def test_drop_leaves_out_empty_documents(smol):
+def test_drop_leaves_out_empty_documents(smol: SpecPC) -> None:
     out = SpecPCCompressor(smol, max_tokens=14).compress_documents(documents()[::-1], QUESTION)
     assert [d.id for d in out] == ["doc-0"]
     assert SpecPCCompressor(smol, max_tokens=14).compress_documents([], QUESTION) == []
 
 
-async def test_every_way_to_call_it_gives_the_same(smol):
+async def test_every_way_to_call_it_gives_the_same(smol: SpecPC) -> None:
     part = SpecPCCompressor(smol, keep_ratio=0.3)
     request = {"documents": documents(), "query": QUESTION}
     expected = part.compress_documents(documents(), QUESTION)
@@ -89,10 +95,10 @@ async def test_every_way_to_call_it_gives_the_same(smol):
 class Bm25(BaseRetriever):
     """The demo documents through the project's own BM25 search."""
 
-    passages: list
+    passages: list[Any]
     k: int = 8
 
-    def _get_relevant_documents(self, query, *, run_manager):
+    def _get_relevant_documents(self, query: Any, *, run_manager: Any) -> Any:
         found = search(self.passages, query, self.k)
         return [
             Document(id=str(self.passages.index(p)), page_content=p.text, metadata={"title": p.title, "source": p.file})
@@ -101,12 +107,12 @@ class Bm25(BaseRetriever):
 
 
 @pytest.fixture(scope="module")
-def retriever():
+def retriever() -> Any:
     return Bm25(passages=read_folder(DEMO / "docs"))
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-async def test_contextual_compression_retriever(smol, retriever, mode):
+async def test_contextual_compression_retriever(smol: SpecPC, retriever: Any, mode: str) -> None:
     part = SpecPCCompressor(smol, max_tokens=150)
     compressed = ContextualCompressionRetriever(base_compressor=part, base_retriever=retriever)
     spans = Spans()
@@ -127,10 +133,10 @@ async def test_contextual_compression_retriever(smol, retriever, mode):
     assert spans.outputs[run] == found
 
 
-def test_a_chain_reads_the_compressed_context(smol, embedded_model, retriever):
+def test_a_chain_reads_the_compressed_context(smol: SpecPC, embedded_model: LoadedModel, retriever: Any) -> None:
     prompts = []
 
-    def generate(value):
+    def generate(value: Any) -> Any:
         prompts.append(value.to_messages()[0].content)
         messages = [{"role": "user", "content": value.to_messages()[0].content}]
         text = embedded_model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -158,14 +164,14 @@ def test_a_chain_reads_the_compressed_context(smol, embedded_model, retriever):
     assert smol.count_tokens([prompt])[0] < 200
 
 
-def test_in_a_pipeline_of_compressors(smol):
+def test_in_a_pipeline_of_compressors(smol: SpecPC) -> None:
     pipeline = DocumentCompressorPipeline(
         transformers=[SpecPCCompressor(smol, max_tokens=40), SpecPCCompressor(smol, max_tokens=14)]
     )
     assert [d.id for d in pipeline.compress_documents(documents(), QUESTION)] == ["doc-0"]
 
 
-def test_errors_are_raised_or_passed_through(smol):
+def test_errors_are_raised_or_passed_through(smol: SpecPC) -> None:
     with pytest.raises(InvalidInputError, match="query must be"):
         SpecPCCompressor(smol, max_tokens=9).compress_documents(documents(), "")
     lenient = SpecPCCompressor(smol, max_tokens=9, on_error="passthrough")
@@ -174,7 +180,7 @@ def test_errors_are_raised_or_passed_through(smol):
         SpecPCCompressor(smol, keep_ratio=7)
 
 
-def test_misspelt_settings_and_wrong_input_are_refused(smol):
+def test_misspelt_settings_and_wrong_input_are_refused(smol: SpecPC) -> None:
     with pytest.raises(ValueError, match="max_token"):
         SpecPCCompressor(smol, max_token=5)
     part = SpecPCCompressor(smol, max_tokens=5)
@@ -185,7 +191,7 @@ def test_misspelt_settings_and_wrong_input_are_refused(smol):
         part.bind(max_tokens=40).invoke({"documents": documents(), "query": QUESTION})
 
 
-def test_pickles_without_weights(smol):
+def test_pickles_without_weights(smol: SpecPC) -> None:
     part = SpecPCCompressor(smol, max_tokens=14, protect=["ferry"])
     data = pickle.dumps(part)
     assert len(data) < 5_000
@@ -195,7 +201,7 @@ def test_pickles_without_weights(smol):
     assert copied.load().draft is smol.draft
 
 
-def test_relevance_scores(smol):
+def test_relevance_scores(smol: SpecPC) -> None:
     part = SpecPCCompressor(smol, max_tokens=40, on_empty="keep_best")
     scores = [document.metadata["relevance_score"] for document in part.compress_documents(documents(), QUESTION)]
     assert max(scores) == scores[0]
@@ -211,11 +217,15 @@ def test_relevance_scores(smol):
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
-def test_saved_the_langchain_way(smol):
-    def again(part):
+def test_saved_the_langchain_way(smol: SpecPC) -> None:
+    def again(part: Any) -> Any:
         return loads(dumps(part), allowed_objects=[SpecPCCompressor], valid_namespaces=["draftapprox_integrations"])
 
-    settings = {"compression": {"keep_context": 1}, "config": {"max_capacity_prompt": 99}, "title_keys": ["source"]}
+    settings: dict[str, Any] = {
+        "compression": {"keep_context": 1},
+        "config": {"max_capacity_prompt": 99},
+        "title_keys": ["source"],
+    }
     part = SpecPCCompressor("default", keep_ratio=0.3, protect=["ferry"], on_empty="keep_best", **settings)
     assert again(part) == part
     assert again(part).compress_documents(documents(), QUESTION) == part.compress_documents(documents(), QUESTION)
@@ -228,18 +238,18 @@ def test_saved_the_langchain_way(smol):
 class Longest:
     """A scorer of one's own."""
 
-    def score(self, query, passages, sentences):
+    def score(self, query: Any, passages: Any, sentences: Any) -> Any:
         return [torch.tensor([float(len(sentence.text)) for sentence in group]) for group in sentences]
 
 
-def test_a_scorer_of_ones_own(smol):
+def test_a_scorer_of_ones_own(smol: SpecPC) -> None:
     part = SpecPCCompressor(smol.draft, max_tokens=20, scorer=Longest())
     assert part.scorer == "object:Longest"
     (kept,) = part.compress_documents(documents(), QUESTION)
     assert kept.page_content == max((s for text in FACTS for s in text.split(". ")), key=len).rstrip(".") + "."
 
 
-def test_names_in_graphs_and_schemas():
+def test_names_in_graphs_and_schemas() -> None:
     part = SpecPCCompressor(max_tokens=9)
     assert part.get_name() == "SpecPCCompressor"
     schema = part.get_input_jsonschema()
@@ -247,7 +257,7 @@ def test_names_in_graphs_and_schemas():
     assert part.model_dump()["draft"] == "default"
 
 
-def test_ingest_wants_documents(smol):
+def test_ingest_wants_documents(smol: SpecPC) -> None:
     for given in (["a text"], Document("one alone")):
         with pytest.raises(InvalidInputError, match="ingest takes a list of LangChain documents"):
             SpecPCCompressor(smol).ingest(given)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import pickle
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import KVQuantization, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from draftapprox_integrations import KVQuantization, LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from draftapprox_integrations.engine import registry
 from draftapprox_integrations.errors import GenerationTimeoutError, InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecKVLLM, SpecPCCompressor
@@ -35,21 +37,21 @@ from tests.helpers.serving import (
 
 
 @pytest.fixture
-def tiny(endless):
+def tiny(endless: LoadedModel) -> Any:
     return endless
 
 
 @pytest.fixture
-def llm(tiny):
+def llm(tiny: LoadedModel) -> Any:
     return SpecKVLLM(tiny, config=TIGHT, max_tokens=8)
 
 
 @pytest.fixture
-def chat(tiny):
+def chat(tiny: LoadedModel) -> Any:
     return ChatSpecKV(tiny, config=TIGHT, max_tokens=8)
 
 
-async def test_every_way_to_call_the_llm_gives_what_the_engine_gives(llm, tiny):
+async def test_every_way_to_call_the_llm_gives_what_the_engine_gives(llm: Any, tiny: LoadedModel) -> None:
     expected = direct(tiny, LONG).text
     assert llm.invoke(LONG) == expected
     assert await llm.ainvoke(LONG) == expected
@@ -65,13 +67,13 @@ async def test_every_way_to_call_the_llm_gives_what_the_engine_gives(llm, tiny):
     assert result.llm_output["token_usage"]["completion_tokens"] == 16
 
 
-def test_a_list_of_prompts_is_one_batch(llm, tiny):
+def test_a_list_of_prompts_is_one_batch(llm: Any, tiny: LoadedModel) -> None:
     with batch_sizes(tiny) as sizes:
         llm.batch([LONG, LONG[5:], LONG[10:]])
     assert set(sizes) == {3}
 
 
-async def test_every_way_to_call_the_chat_model_gives_what_the_engine_gives(chat, tiny):
+async def test_every_way_to_call_the_chat_model_gives_what_the_engine_gives(chat: Any, tiny: LoadedModel) -> None:
     prompt = f"<|user|>{LONG}<|end|><|assistant|>"
     expected = direct(tiny, prompt, add_special_tokens=False)
     message = chat.invoke(LONG)
@@ -91,14 +93,14 @@ async def test_every_way_to_call_the_chat_model_gives_what_the_engine_gives(chat
     assert [m.content for m in await chat.abatch([LONG, LONG])] == [expected.text] * 2
 
 
-async def test_abatch_shares_batches_and_leaves_the_loop_free(chat, tiny):
+async def test_abatch_shares_batches_and_leaves_the_loop_free(chat: Any, tiny: LoadedModel) -> None:
     with batch_sizes(tiny) as sizes, forward_passes_need_the_event_loop(tiny):
         await chat.abatch([LONG[i:] for i in range(6)], max_tokens=40)
     assert max(sizes) > 1
     assert len(sizes) < 6 * 40
 
 
-def test_settings_of_a_call_win(chat, llm, tiny):
+def test_settings_of_a_call_win(chat: Any, llm: Any, tiny: LoadedModel) -> None:
     assert chat.invoke(LONG, max_tokens=3).usage_metadata["output_tokens"] == 3
     assert chat.bind(max_new_tokens=2).invoke(LONG).usage_metadata["output_tokens"] == 2
     full = llm.invoke(LONG)
@@ -114,7 +116,7 @@ def test_settings_of_a_call_win(chat, llm, tiny):
         SpecKVLLM(tiny, tempratur=1)
 
 
-def test_methods(tiny):
+def test_methods(tiny: LoadedModel) -> None:
     specpc = SpecPCConfig(max_capacity_prompt=64, window_size=16)
     cases = {
         "full": (None, None),
@@ -142,7 +144,7 @@ def test_methods(tiny):
         ChatSpecKV(tiny, method="full", config=TIGHT)
 
 
-def test_parts_that_name_the_same_share_one_engine(tiny):
+def test_parts_that_name_the_same_share_one_engine(tiny: LoadedModel) -> None:
     one = ChatSpecKV(tiny, config=TIGHT)
     two = SpecKVLLM(tiny, config=SpecKVConfig(max_capacity_prompt=32, window_size=8, lookahead_tokens=4))
     assert one.load() is two.load()
@@ -160,15 +162,15 @@ def test_parts_that_name_the_same_share_one_engine(tiny):
     assert one.invoke("hello")  # and it comes back
 
 
-def test_nothing_is_loaded_before_the_first_call(monkeypatch):
+def test_nothing_is_loaded_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load_model", lambda *_, **__: pytest.fail("loaded"))
     chat = ChatSpecKV("some/model", draft="other/model")
-    bound = chat.bind_tools([{"name": "f", "description": "d", "parameters": {}}])
+    bound: Any = chat.bind_tools([{"name": "f", "description": "d", "parameters": {}}])
     assert bound.kwargs["tool_choice"] == "auto"
     assert (chat._get_ls_params()["ls_model_name"], chat.draft) == ("some/model", "other/model")
 
 
-def test_pickled_without_weights(tiny, embedded_model):
+def test_pickled_without_weights(tiny: LoadedModel, embedded_model: LoadedModel) -> None:
     chat = ChatSpecKV("default", config=TIGHT, max_tokens=5)
     first = chat.invoke("Hello").content
     data = pickle.dumps(chat)
@@ -183,8 +185,8 @@ def test_pickled_without_weights(tiny, embedded_model):
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 @pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
-def test_saved_the_langchain_way(kind, tiny, embedded_model):
-    def again(part):
+def test_saved_the_langchain_way(kind: Any, tiny: LoadedModel, embedded_model: LoadedModel) -> None:
+    def again(part: Any) -> Any:
         return loads(dumps(part), allowed_objects=[kind], valid_namespaces=["draftapprox_integrations"])
 
     quantized = SpecKVConfig(max_capacity_prompt=32, kv_quantization=KVQuantization(bits=4), lookahead_tokens=0)
@@ -211,7 +213,7 @@ def test_saved_the_langchain_way(kind, tiny, embedded_model):
         again(kind("default", draft=tiny)).invoke("x")
 
 
-def test_a_profile_is_read_from_the_loaded_model(tiny, tiny_tokenizer):
+def test_a_profile_is_read_from_the_loaded_model(tiny: LoadedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     chat = ChatSpecKV(tiny, config=TIGHT, max_tokens=2)
     assert chat.profile is None  # nothing was loaded yet
     chat.invoke("Hello")
@@ -227,7 +229,7 @@ def test_a_profile_is_read_from_the_loaded_model(tiny, tiny_tokenizer):
     assert given.profile == {"max_input_tokens": 5}
 
 
-def test_langchains_cache_tells_settings_apart(tiny):
+def test_langchains_cache_tells_settings_apart(tiny: LoadedModel) -> None:
     cache = InMemoryCache()
     calls = []
     handle = tiny.model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -243,10 +245,10 @@ def test_langchains_cache_tells_settings_apart(tiny):
 
 
 @pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
-def test_langchains_cache_sees_a_changed_field(kind, tiny):
+def test_langchains_cache_sees_a_changed_field(kind: Any, tiny: LoadedModel) -> None:
     part = kind(tiny, config=TIGHT, cache=InMemoryCache(), max_tokens=8)
 
-    def text():
+    def text() -> Any:
         found = part.invoke(LONG)
         return found if isinstance(found, str) else found.content
 
@@ -257,12 +259,12 @@ def test_langchains_cache_sees_a_changed_field(kind, tiny):
     assert text() == whole[: whole.index(whole[2:4])]
 
 
-def test_callbacks_see_tokens_and_usage(chat, tiny):
+def test_callbacks_see_tokens_and_usage(chat: Any, tiny: LoadedModel) -> None:
     class Seen(BaseCallbackHandler):
-        def __init__(self):
-            self.tokens = []
+        def __init__(self) -> None:
+            self.tokens: list[str] = []
 
-        def on_llm_new_token(self, token, **kwargs):
+        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
             self.tokens.append(token)
 
     seen, usage = Seen(), UsageMetadataCallbackHandler()
@@ -273,7 +275,7 @@ def test_callbacks_see_tokens_and_usage(chat, tiny):
     assert counted["output_tokens"] == 16
 
 
-def test_counting_tokens(chat, llm, tiny):
+def test_counting_tokens(chat: Any, llm: Any, tiny: LoadedModel) -> None:
     assert llm.get_num_tokens("Hello there") == len(tiny.tokenizer("Hello there")["input_ids"])
     messages = [SystemMessage("Be brief."), HumanMessage("Hello there")]
     shown = "<|system|>Be brief.<|end|><|user|>Hello there<|end|><|assistant|>"
@@ -282,7 +284,7 @@ def test_counting_tokens(chat, llm, tiny):
     )
 
 
-def test_messages_of_every_kind(chat, tiny):
+def test_messages_of_every_kind(chat: Any, tiny: LoadedModel) -> None:
     messages = [
         SystemMessage([{"type": "text", "text": "Be brief."}, "Please."]),
         ChatMessage(role="user", content="Hello"),
@@ -307,7 +309,7 @@ def test_messages_of_every_kind(chat, tiny):
         ("word " * 5000, InvalidInputError, "reads at most 4096"),
     ],
 )
-def test_bad_input_is_refused_and_it_serves_on(chat, given, error, message):
+def test_bad_input_is_refused_and_it_serves_on(chat: Any, given: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         chat.invoke(given)
     with pytest.raises(error, match=message):
@@ -315,15 +317,15 @@ def test_bad_input_is_refused_and_it_serves_on(chat, given, error, message):
     assert chat.invoke("Hello").content
 
 
-def test_a_timeout(tiny):
+def test_a_timeout(tiny: LoadedModel) -> None:
     with Gate(tiny, free_passes=0), pytest.raises(GenerationTimeoutError):
         ChatSpecKV(tiny, config=TIGHT, max_tokens=3000, timeout=0.1).invoke(LONG)
 
 
-async def test_a_cancelled_task_stops_its_generation(chat, tiny):
+async def test_a_cancelled_task_stops_its_generation(chat: Any, tiny: LoadedModel) -> None:
     started = asyncio.Event()
 
-    async def read():
+    async def read() -> None:
         async for _ in chat.astream(LONG, max_tokens=3000):
             started.set()
 
@@ -338,7 +340,7 @@ async def test_a_cancelled_task_stops_its_generation(chat, tiny):
         assert gate.passes <= 51
 
 
-def test_a_stream_left_early_stops_its_generation(chat, tiny):
+def test_a_stream_left_early_stops_its_generation(chat: Any, tiny: LoadedModel) -> None:
     with Gate(tiny, free_passes=50) as gate:
         stream = chat.stream(LONG, max_tokens=3000)
         next(stream)
@@ -348,7 +350,7 @@ def test_a_stream_left_early_stops_its_generation(chat, tiny):
         assert gate.passes <= 51
 
 
-def test_another_model_for_one_call(embedded_model, tiny):
+def test_another_model_for_one_call(embedded_model: LoadedModel, tiny: LoadedModel) -> None:
     chat = ChatSpecKV(tiny, config=TIGHT, max_tokens=3)
     message = chat.invoke("Hello", model="default")
     assert message.response_metadata["model_name"] == "default"
@@ -361,12 +363,12 @@ class Year(BaseModel):
     year: int
 
 
-def test_forced_calls_and_structured_output(embedded_model):
+def test_forced_calls_and_structured_output(embedded_model: LoadedModel) -> None:
     chat = ChatSpecKV("default", max_tokens=40)
     message = chat.bind_tools([Year], tool_choice="Year").invoke("In 1932 the bridge was opened. In which year?")
     assert message.tool_calls[0]["name"] == "Year"
     assert isinstance(message.tool_calls[0]["args"]["year"], int)
-    streamed = None
+    streamed: Any = None
     for chunk in chat.bind_tools([Year], tool_choice="any").stream("In 1932 the bridge was opened. In which year?"):
         assert not chunk.content  # the call is not shown as text
         streamed = chunk if streamed is None else streamed + chunk
@@ -382,7 +384,7 @@ def test_forced_calls_and_structured_output(embedded_model):
         chat.with_structured_output(Year, method="magic")
 
 
-def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_model):
+def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_model: LoadedModel) -> None:
     question = "In which year was the bridge opened? In 1932."
     chat = ChatSpecKV("default", max_tokens=40, loading=FLOAT32)
     shapes = (Year, Year.model_json_schema())
@@ -407,7 +409,7 @@ def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_mode
     message = forced.invoke(question)
     assert (message.content, message.tool_calls) == ("", [])
     assert "cut off" in message.invalid_tool_calls[0]["error"]
-    streamed = None
+    streamed: Any = None
     for chunk in forced.stream(question):
         streamed = chunk if streamed is None else streamed + chunk
     assert streamed.content == ""
@@ -415,14 +417,14 @@ def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_mode
     assert len(streamed.invalid_tool_calls) == 1
 
 
-def test_an_agent_takes_its_strategy_from_the_profile(embedded_model):
+def test_an_agent_takes_its_strategy_from_the_profile(embedded_model: LoadedModel) -> None:
     chat = ChatSpecKV("default", max_tokens=40, loading=FLOAT32)
     chat.load()
     asked = []
 
     class Watcher(BaseCallbackHandler):
-        def on_chat_model_start(self, serialized, messages, *, invocation_params, **kwargs):
-            asked.append(invocation_params)
+        def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+            asked.append(kwargs["invocation_params"])
 
     agent = create_agent(chat, response_format=Year)
     question = {"messages": [("user", "In which year was the bridge opened? In 1932.")]}
@@ -431,7 +433,7 @@ def test_an_agent_takes_its_strategy_from_the_profile(embedded_model):
     assert isinstance(state["structured_response"], Year)
 
 
-def test_a_conversation_with_tool_results(embedded_model):
+def test_a_conversation_with_tool_results(embedded_model: LoadedModel) -> None:
     chat = ChatSpecKV("default", max_tokens=30).bind_tools([Year])
     answer = chat.invoke(
         [
@@ -443,7 +445,7 @@ def test_a_conversation_with_tool_results(embedded_model):
     assert "1932" in answer.content
 
 
-def test_a_rag_chain(embedded_model):
+def test_a_rag_chain(embedded_model: LoadedModel) -> None:
     """Retrieved documents through SpecPC, a prompt, the chat model with SpecKV, a parser."""
     from langchain_core.documents import Document
 

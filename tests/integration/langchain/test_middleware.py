@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
-from draftapprox_integrations import SpecPC
+from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecPCMiddleware
 
@@ -25,7 +25,7 @@ FOUND = MILL + BRIDGE + "Visitors like the quiet path along the river, where her
 QUESTION = "In which year was the bridge opened?"
 
 
-def conversation(content=FOUND, question=QUESTION, **fields):
+def conversation(content: Any = FOUND, question: Any = QUESTION, **fields: Any) -> Any:
     call = {"name": "search", "args": {"query": "bridge"}, "id": "call-1", "type": "tool_call"}
     return [
         SystemMessage("Be brief."),
@@ -36,16 +36,16 @@ def conversation(content=FOUND, question=QUESTION, **fields):
 
 
 @pytest.fixture
-def middleware(smol):
+def middleware(smol: SpecPC) -> Any:
     return SpecPCMiddleware(smol, max_tokens=16)
 
 
 @pytest.fixture
-def reads(smol, monkeypatch):
+def reads(smol: SpecPC, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tokens that the draft read, per compression in which it ran."""
     counted = []
 
-    def compress(*args, **options):
+    def compress(*args: Any, **options: Any) -> Any:
         result = SpecPC.compress(smol, *args, **options)
         counted.extend([result.draft_tokens] if result.draft_tokens else [])
         return result
@@ -54,7 +54,7 @@ def reads(smol, monkeypatch):
     return counted
 
 
-def test_a_tool_result_is_read_with_the_question(middleware, smol):
+def test_a_tool_result_is_read_with_the_question(middleware: Any, smol: SpecPC) -> None:
     before = conversation(artifact=[Document("x")], additional_kwargs={"kept": 1})
     copies = [message.model_copy(deep=True) for message in before]
     after = middleware.compress(before)
@@ -83,12 +83,12 @@ def test_a_tool_result_is_read_with_the_question(middleware, smol):
     ],
     ids=["fits", "json", "error", "blank", "no blocks", "image", "no tool", "no question", "empty"],
 )
-def test_left_as_it_is(middleware, messages, reads):
+def test_left_as_it_is(middleware: Any, messages: Any, reads: Any) -> None:
     assert middleware.compress(messages) == messages
     assert not reads
 
 
-def test_content_blocks_keep_their_kind_and_order(middleware):
+def test_content_blocks_keep_their_kind_and_order(middleware: Any) -> None:
     image = {"type": "image_url", "image_url": {"url": "http://localhost/x.png"}}
     blocks = [{"type": "text", "text": MILL, "cache_control": "x"}, image, BRIDGE]
     (*_, result) = middleware.compress(conversation(blocks))
@@ -100,7 +100,7 @@ def test_content_blocks_keep_their_kind_and_order(middleware):
     assert len(result.response_metadata["specpc"]) == 2
 
 
-def test_read_once_per_result_and_question(smol, reads):
+def test_read_once_per_result_and_question(smol: SpecPC, reads: Any) -> None:
     middleware = SpecPCMiddleware(smol, max_tokens=24)
     first = middleware.compress(conversation())
     assert len(reads) == 1
@@ -120,7 +120,7 @@ def test_read_once_per_result_and_question(smol, reads):
     assert len(reads) == 5  # only one is remembered
 
 
-def test_threshold_and_names_of_tools(smol, reads):
+def test_threshold_and_names_of_tools(smol: SpecPC, reads: Any) -> None:
     tokens = smol.count_tokens([FOUND])[0]
     assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=tokens).compress(conversation()) == conversation()
     assert SpecPCMiddleware(smol, max_tokens=16, tools=["other"]).compress(conversation()) == conversation()
@@ -133,7 +133,7 @@ def test_threshold_and_names_of_tools(smol, reads):
     assert SpecPCMiddleware(smol, max_tokens=16, trigger_tokens=2 * tokens).compress(several) == several
 
 
-def test_errors(smol, tiny, caplog):
+def test_errors(smol: SpecPC, tiny: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
     for settings, message in [
         ({"max_tokens": 0}, "max_tokens"), ({"trigger_tokens": -1}, "trigger_tokens must be an integer >= 0; got -1"),
         ({"cache_size": 0}, "cache_size"), ({"tools": "search"}, "tools must be a list of names"),
@@ -141,7 +141,7 @@ def test_errors(smol, tiny, caplog):
     ]:  # fmt: skip
         with pytest.raises(InvalidInputError, match=message):
             SpecPCMiddleware(smol, **settings)
-    demanding = {"max_tokens": 4, "protect": ["cyclists"]}
+    demanding: dict[str, Any] = {"max_tokens": 4, "protect": ["cyclists"]}
     with pytest.raises(ValueError, match="protected text needs"):
         SpecPCMiddleware(smol, **demanding).compress(conversation())
     calm = SpecPCMiddleware(smol, on_error="passthrough", **demanding)
@@ -162,22 +162,22 @@ class Recording(GenericFakeChatModel):
 
     seen: Any
 
-    def bind_tools(self, tools, **kwargs):
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
         return self
 
-    def _generate(self, messages, *args, **kwargs):
+    def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         self.seen.append(messages)
         return super()._generate(messages, *args, **kwargs)
 
 
-def scripted():
+def scripted() -> Any:
     call = {"name": "search", "args": {"query": "bridge"}, "id": "call-1", "type": "tool_call"}
     script = [AIMessage("", tool_calls=[call]), AIMessage("In 1932."), AIMessage("In 1821.")]
     return Recording(messages=iter(script), seen=[])
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_in_an_agent_the_state_keeps_everything(smol, asynchronous):
+async def test_in_an_agent_the_state_keeps_everything(smol: SpecPC, asynchronous: bool) -> None:
     model = scripted()
     agent = create_agent(
         model, tools=[search], middleware=[SpecPCMiddleware(smol, max_tokens=24)], checkpointer=InMemorySaver()
@@ -198,28 +198,28 @@ async def test_in_an_agent_the_state_keeps_everything(smol, asynchronous):
     assert "1821" in sent.content
 
 
-def test_with_a_model_that_answers_from_what_is_left(smol):
+def test_with_a_model_that_answers_from_what_is_left(smol: SpecPC) -> None:
     """The real model behind a forced call: what is left of the result is enough for the answer."""
 
     class Obedient(ChatSpecKV):
-        def _prepare(self, messages, stop, kwargs):
+        def _prepare(self, messages: Any, stop: Any, kwargs: Any) -> Any:
             asked = any(isinstance(message, ToolMessage) for message in messages)
             return super()._prepare(messages, stop, kwargs | {"tool_choice": "none" if asked else "any"})
 
-    chat = Obedient(smol.draft, max_tokens=40)
+    chat = Obedient(model=smol.draft, max_tokens=40)
     agent = create_agent(chat, tools=[search], middleware=[SpecPCMiddleware(smol, max_tokens=30)])
     state = agent.invoke({"messages": [HumanMessage(QUESTION)]})
     assert "1932" in state["messages"][-1].content
     assert state["messages"][-2].content == FOUND
 
 
-async def test_many_at_once(middleware):
+async def test_many_at_once(middleware: Any) -> None:
     alone = middleware.compress(conversation())
     found = await asyncio.gather(*(asyncio.to_thread(middleware.compress, conversation()) for _ in range(8)))
     assert all(result == alone for result in found)
 
 
-def test_without_langchain_the_rest_works():
+def test_without_langchain_the_rest_works() -> None:
     code = (
         "import sys; sys.modules['langchain'] = None\n"
         "from draftapprox_integrations.langchain import ChatSpecKV\n"

@@ -1,6 +1,8 @@
 """Nodes read while they are indexed, in a real ingestion pipeline."""
 
 import pickle
+from pathlib import Path
+from typing import Any
 
 from llama_index.core import Document, SummaryIndex
 from llama_index.core.embeddings import MockEmbedding
@@ -9,14 +11,14 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import QueryBundle
 
-from draftapprox_integrations import SpecPC
+from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.llama_index import SpecPCIngestion, SpecPCPostprocessor
 from tests.conftest import DEMO
 
 QUESTION = "On what date did the Candlemas Storm come?"
 
 
-def test_what_was_ingested_is_not_read_again(tmp_path):
+def test_what_was_ingested_is_not_read_again(tmp_path: Path) -> None:
     path = DEMO / "docs" / "three-storms.md"
     postprocessor = SpecPCPostprocessor("default", max_tokens=60, store=tmp_path / "p.db")
     pipeline = IngestionPipeline(
@@ -38,15 +40,15 @@ def test_what_was_ingested_is_not_read_again(tmp_path):
     assert [node.text for node in engine.query(QUESTION).source_nodes] == [node.text for node in kept]
 
 
-def test_the_retrievers_scores_and_an_embedder_are_used(embedded_model):
+def test_the_retrievers_scores_and_an_embedder_are_used(embedded_model: LoadedModel) -> None:
     asked = []
 
     class Embedding(MockEmbedding):
-        def _get_text_embedding(self, text):
+        def _get_text_embedding(self, text: Any) -> Any:
             asked.append(text)
             return [1.0, float("Zzz" in text)]
 
-        def _get_query_embedding(self, query):
+        def _get_query_embedding(self, query: Any) -> Any:
             return [0.0, 1.0]
 
     alike = ["The same words stand here. So they do.", "The same words stand here. Zzz zzz."]

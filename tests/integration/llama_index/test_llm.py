@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+from typing import Any
 
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
@@ -9,13 +10,14 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import SimpleChatEngine
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from draftapprox_integrations import LoadedModel, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV
 from draftapprox_integrations.llama_index import SpecKVLLM, SpecPCPostprocessor
@@ -23,16 +25,16 @@ from tests.helpers.serving import LONG, TIGHT, direct, forward_passes_need_the_e
 
 
 @pytest.fixture
-def tiny(endless):
+def tiny(endless: LoadedModel) -> Any:
     return endless
 
 
 @pytest.fixture
-def llm(tiny):
+def llm(tiny: LoadedModel) -> Any:
     return SpecKVLLM(tiny, config=TIGHT, max_tokens=8)
 
 
-async def test_the_eight_ways_to_call_it_agree(llm, tiny):
+async def test_the_eight_ways_to_call_it_agree(llm: Any, tiny: LoadedModel) -> None:
     expected = direct(tiny, f"<|user|>{LONG}<|end|><|assistant|>", add_special_tokens=False)
     messages = [ChatMessage(role="user", content=LONG)]
     usage = {
@@ -60,11 +62,11 @@ async def test_the_eight_ways_to_call_it_agree(llm, tiny):
     assert llm.complete(LONG, formatted=True).text == direct(tiny, LONG).text
 
 
-def test_events_and_token_counts(tiny):
+def test_events_and_token_counts(tiny: LoadedModel) -> None:
     seen = []
 
     class Watcher(BaseEventHandler):
-        def handle(self, event, **kwargs):
+        def handle(self, event: Any, **kwargs: Any) -> None:
             seen.append(event.class_name())
 
     watcher = Watcher()
@@ -79,8 +81,8 @@ def test_events_and_token_counts(tiny):
     assert counter.total_llm_token_count > 100
 
 
-async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny):
-    async def read(number):
+async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm: Any, tiny: LoadedModel) -> None:
+    async def read(number: Any) -> Any:
         stream = await llm.astream_complete(LONG[number:], max_new_tokens=30 if number % 2 else 3000)
         text = ""
         async for part in stream:
@@ -98,7 +100,7 @@ async def test_streams_at_once_leave_the_loop_free_and_stop_when_left(llm, tiny)
     await asyncio.to_thread(wait_until_idle, llm.load())
 
 
-def test_metadata_follows_the_model(tiny, tiny_tokenizer):
+def test_metadata_follows_the_model(tiny: LoadedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     llm = SpecKVLLM(tiny, config=TIGHT, max_tokens=7)
     assert llm.metadata.is_chat_model
     assert not llm.metadata.is_function_calling_model
@@ -106,7 +108,7 @@ def test_metadata_follows_the_model(tiny, tiny_tokenizer):
     assert SpecKVLLM(tiny, context_window=2000).metadata.context_window == 2000
 
 
-def test_saved_and_pickled_without_weights(tiny, embedded_model):
+def test_saved_and_pickled_without_weights(tiny: LoadedModel, embedded_model: LoadedModel) -> None:
     llm = SpecKVLLM("default", config=TIGHT, max_tokens=4, temperature=0.0)
     expected = llm.complete("Hello").text
     data = pickle.dumps(llm)
@@ -122,18 +124,18 @@ def test_saved_and_pickled_without_weights(tiny, embedded_model):
         pickle.loads(pickle.dumps(SpecKVLLM(tiny))).complete("x")
 
 
-def test_the_frameworks_share_an_engine(tiny):
+def test_the_frameworks_share_an_engine(tiny: LoadedModel) -> None:
     assert SpecKVLLM(tiny, config=TIGHT).load() is ChatSpecKV(tiny, config=TIGHT).load()
 
 
-def test_settings_of_a_call_win(llm):
+def test_settings_of_a_call_win(llm: Any) -> None:
     assert llm.complete(LONG, max_new_tokens=2).raw["usage"]["completion_tokens"] == 2
     assert llm.complete(LONG, max_tokens=3).raw["usage"]["completion_tokens"] == 3
     full = llm.complete(LONG).text
     assert llm.complete(LONG, stop=[full[2:4]]).text == full[: full.index(full[2:4])]
 
 
-def test_messages_of_every_kind(llm, tiny):
+def test_messages_of_every_kind(llm: Any, tiny: LoadedModel) -> None:
     history = [
         ChatMessage(role=MessageRole.SYSTEM, content="Be brief."),
         ChatMessage(role=MessageRole.USER, blocks=[TextBlock(text="Hello"), TextBlock(text="you")]),
@@ -151,7 +153,7 @@ def test_messages_of_every_kind(llm, tiny):
     assert llm.complete("Hello").text
 
 
-def test_a_query_engine_with_both_methods(embedded_model):
+def test_a_query_engine_with_both_methods(embedded_model: LoadedModel) -> None:
     documents = [
         Document(text="The old mill was built in 1821. Today it is a museum. It closes in winter."),
         Document(text="The bridge was opened in 1932. It is painted red. Many cyclists cross it every morning."),
@@ -170,7 +172,7 @@ def test_a_query_engine_with_both_methods(embedded_model):
         chat.chat("The code is 4711.")
         assert "4711" in str(chat.chat("What is the code?"))
     finally:
-        Settings.tokenizer = None
+        Settings.tokenizer = None  # type: ignore[assignment]
 
 
 class Year(BaseModel):
@@ -179,7 +181,7 @@ class Year(BaseModel):
     year: int
 
 
-async def test_answers_of_a_given_shape(embedded_model):
+async def test_answers_of_a_given_shape(embedded_model: LoadedModel) -> None:
     llm = SpecKVLLM("default", max_tokens=40)
     prompt = PromptTemplate("The bridge was opened in 1932. {question}")
     assert llm.structured_predict(Year, prompt, question="In which year?") == Year(year=1932)
@@ -203,7 +205,7 @@ TOOLS_TEMPLATE = (
 )
 
 
-def test_tools(embedded_model):
+def test_tools(embedded_model: LoadedModel) -> None:
     llm = SpecKVLLM("default", max_tokens=40)
     tool = FunctionTool.from_defaults(opened)
     response = llm.chat_with_tools([tool], "What was opened in 1932?", tool_required=True)
@@ -231,7 +233,9 @@ def test_tools(embedded_model):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # LlamaIndex's own database
-async def test_an_agent_calls_a_tool_and_answers(tiny_tokenizer, embedded_model):
+async def test_an_agent_calls_a_tool_and_answers(
+    tiny_tokenizer: PreTrainedTokenizerFast, embedded_model: LoadedModel
+) -> None:
     """A model that always begins with a call, as a good one would: what is tested is the way to the tool and back."""
     calls = []
 
@@ -241,21 +245,21 @@ async def test_an_agent_calls_a_tool_and_answers(tiny_tokenizer, embedded_model)
         return f"The bridge was opened in {year}."
 
     class Obedient(SpecKVLLM):
-        def _prepare_chat(self, messages, kwargs):
+        def _prepare_chat(self, messages: Any, kwargs: Any) -> Any:
             asked = any(message.role == MessageRole.TOOL for message in messages)
             return super()._prepare_chat(messages, kwargs | {"tool_choice": "none" if asked else "any"})
 
         @property
-        def metadata(self):
+        def metadata(self) -> Any:
             return super().metadata.model_copy(update={"is_function_calling_model": True})
 
-    agent = FunctionAgent(tools=[look_up], llm=Obedient("default", max_tokens=40))
+    agent = FunctionAgent(tools=[look_up], llm=Obedient(model="default", max_tokens=40))
     result = await agent.run("What was opened in 1932?")
     assert len(calls) == 1
     assert "bridge" in str(result)
 
 
-def test_a_wrong_name_is_said_and_both_names_of_the_limit_count(tiny):
+def test_a_wrong_name_is_said_and_both_names_of_the_limit_count(tiny: LoadedModel) -> None:
     for wrong in ({"model_name": "owner/other"}, {"temprature": 1.0}):
         with pytest.raises(ValueError, match=rf"{next(iter(wrong))}\n.*not permitted"):
             SpecKVLLM(tiny, **wrong)
@@ -265,7 +269,7 @@ def test_a_wrong_name_is_said_and_both_names_of_the_limit_count(tiny):
         assert SpecKVLLM.from_dict(llm.to_dict()).max_tokens == 3
 
 
-def test_a_forced_call_that_was_cut_off(embedded_model):
+def test_a_forced_call_that_was_cut_off(embedded_model: LoadedModel) -> None:
     llm = SpecKVLLM("default", max_tokens=5)
     response = llm.chat_with_tools([FunctionTool.from_defaults(opened)], "What was opened in 1932?", tool_required=True)
     (bad,) = response.additional_kwargs["invalid_tool_calls"]

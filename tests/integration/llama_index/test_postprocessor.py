@@ -4,12 +4,14 @@ import asyncio
 import copy
 import logging
 import pickle
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from llama_index.core import Document, MockEmbedding, Settings, SummaryIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
@@ -27,8 +29,9 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import CompressionConfig, SpecPC, SpecPCConfig
+from draftapprox_integrations import CompressionConfig, LoadedModel, SpecPC, SpecPCConfig
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.llama_index import SpecPCPostprocessor
 from tests.conftest import DEMO, tiny_llama
@@ -41,7 +44,7 @@ FACTS = [
 ]
 
 
-def nodes_of(texts=FACTS):
+def nodes_of(texts: Any = FACTS) -> Any:
     nodes = []
     for i, text in enumerate(texts):
         node = TextNode(id_=f"node-{i}", text=text, metadata={"file_name": f"f{i}.md", "page": i}, embedding=[0.1, 0.2])
@@ -53,11 +56,11 @@ def nodes_of(texts=FACTS):
 
 
 @pytest.fixture(scope="module")
-def part(smol):
+def part(smol: SpecPC) -> Any:
     return SpecPCPostprocessor(smol, max_tokens=24, on_empty="keep_best")
 
 
-def test_one_output_per_input_with_everything_but_the_text_unchanged(part):
+def test_one_output_per_input_with_everything_but_the_text_unchanged(part: Any) -> None:
     nodes = nodes_of()
     before = copy.deepcopy(nodes)
     out = part.postprocess_nodes(nodes, query_str=QUESTION)
@@ -78,7 +81,7 @@ def test_one_output_per_input_with_everything_but_the_text_unchanged(part):
     assert "2 February 1938" in out[0].node.get_content()
 
 
-def test_spans_are_hidden_from_the_llm_and_the_embedder(part):
+def test_spans_are_hidden_from_the_llm_and_the_embedder(part: Any) -> None:
     out = part.postprocess_nodes(nodes_of(), query_str=QUESTION)
     for node in out:
         assert "specpc" in node.node.get_content(MetadataMode.ALL)
@@ -87,12 +90,12 @@ def test_spans_are_hidden_from_the_llm_and_the_embedder(part):
             assert "file_name" in node.node.get_content(mode)
 
 
-def test_drop_leaves_out_empty_nodes_in_order(smol):
+def test_drop_leaves_out_empty_nodes_in_order(smol: SpecPC) -> None:
     out = SpecPCPostprocessor(smol, max_tokens=14).postprocess_nodes(nodes_of()[::-1], query_str=QUESTION)
     assert [n.node.node_id for n in out] == ["node-0"]
 
 
-def test_any_node_type(part):
+def test_any_node_type(part: Any) -> None:
     image = ImageNode(id_="image", image_url="file:///x.png")
     nodes = [
         NodeWithScore(node=IndexNode(id_="index", text=FACTS[0], index_id="other"), score=1.0),
@@ -112,13 +115,13 @@ def test_any_node_type(part):
     assert len(out[3].node.get_content(MetadataMode.NONE)) < len(FACTS[2])
 
 
-def test_without_text_or_nodes_nothing_happens(part):
+def test_without_text_or_nodes_nothing_happens(part: Any) -> None:
     assert part.postprocess_nodes([], query_str=QUESTION) == []
     image = NodeWithScore(node=ImageNode(image_url="file:///x.png"))
     assert part.postprocess_nodes([image]) == [image]
 
 
-def test_no_query_is_an_error_or_a_passthrough(smol, caplog):
+def test_no_query_is_an_error_or_a_passthrough(smol: SpecPC, caplog: pytest.LogCaptureFixture) -> None:
     nodes = nodes_of()
     with pytest.raises(InvalidInputError, match="query must be a non-empty string"):
         SpecPCPostprocessor(smol, max_tokens=5).postprocess_nodes(nodes)
@@ -129,7 +132,7 @@ def test_no_query_is_an_error_or_a_passthrough(smol, caplog):
     assert "passed 3 items on uncompressed: query must be" in caplog.text
 
 
-def test_nothing_is_lost_when_the_draft_fails(tiny_tokenizer):
+def test_nothing_is_lost_when_the_draft_fails(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.norm.weight[:] = torch.nan  # harmless: not reached when nothing is drafted
@@ -139,12 +142,12 @@ def test_nothing_is_lost_when_the_draft_fails(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"keep_ratio": 2.0}, {"keep_ratio": 0.5, "max_tokens": 5}])
-def test_a_bad_budget_is_refused_at_once(options):
+def test_a_bad_budget_is_refused_at_once(options: Any) -> None:
     with pytest.raises(InvalidInputError, match="got"):
         SpecPCPostprocessor("default", **options)
 
 
-def test_misspelt_or_late_settings_are_refused():
+def test_misspelt_or_late_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="max_token\n.*not permitted"):
         SpecPCPostprocessor("default", max_token=5)
     part = SpecPCPostprocessor("default", max_tokens=5)
@@ -153,13 +156,13 @@ def test_misspelt_or_late_settings_are_refused():
             setattr(part, field, value)
 
 
-def test_a_deep_copy_shares_the_engine(tiny):
+def test_a_deep_copy_shares_the_engine(tiny: LoadedModel) -> None:
     part = SpecPCPostprocessor(tiny, tokenizer=str.split, max_tokens=9)
     for copied in (copy.deepcopy(part), part.model_copy(deep=True)):
         assert copied.load() is part.load()
 
 
-def test_two_in_a_row_still_cite_the_original(smol):
+def test_two_in_a_row_still_cite_the_original(smol: SpecPC) -> None:
     first, second = SpecPCPostprocessor(smol, max_tokens=40), SpecPCPostprocessor(smol, max_tokens=14)
     once = first.postprocess_nodes(nodes_of(), query_str=QUESTION)
     (twice,) = second.postprocess_nodes(once, query_str=QUESTION)
@@ -170,14 +173,14 @@ def test_two_in_a_row_still_cite_the_original(smol):
     assert again[0].node.metadata["specpc"] == note  # nothing dropped, nothing forgotten
 
 
-def test_a_model_is_loaded_on_first_use_only():
+def test_a_model_is_loaded_on_first_use_only() -> None:
     part = SpecPCPostprocessor("/no/such/folder", max_tokens=5)
     assert part.draft == "/no/such/folder"
     with pytest.raises(OSError, match="no file or folder '/no/such/folder'"):
         part.postprocess_nodes(nodes_of(), query_str=QUESTION)
 
 
-def test_round_trips_without_weights(embedded_model):
+def test_round_trips_without_weights(embedded_model: LoadedModel) -> None:
     config, compression = SpecPCConfig(kernel_size=7), CompressionConfig(granularity="word")
     part = SpecPCPostprocessor(
         embedded_model,
@@ -202,7 +205,7 @@ def test_round_trips_without_weights(embedded_model):
         assert copied.load().draft is embedded_model  # weights are not loaded twice
 
 
-def test_what_was_an_object_must_be_given_again(tiny):
+def test_what_was_an_object_must_be_given_again(tiny: LoadedModel) -> None:
     for part, field in (
         (SpecPCPostprocessor(tiny, max_tokens=9), "draft"),
         (SpecPCPostprocessor("default", tokenizer=str.split, max_tokens=9), "tokenizer"),
@@ -213,20 +216,20 @@ def test_what_was_an_object_must_be_given_again(tiny):
                 copied.postprocess_nodes(nodes_of(), query_str=QUESTION)
 
 
-def test_a_shared_engine_brings_its_own_settings(smol):
+def test_a_shared_engine_brings_its_own_settings(smol: SpecPC) -> None:
     assert SpecPCPostprocessor(smol).load() is smol
     with pytest.raises(InvalidInputError, match="brings its own config"):
         SpecPCPostprocessor(smol, config=SpecPCConfig(kernel_size=1))
 
 
 class Recorder(BaseEventHandler):
-    events: list = []  # noqa: RUF012 - a pydantic field
+    events: list[Any] = []  # noqa: RUF012 - a pydantic field
 
-    def handle(self, event, **_):
+    def handle(self, event: Any, **_: Any) -> None:
         self.events.append(event)
 
 
-def test_events_that_tracers_show(smol):
+def test_events_that_tracers_show(smol: SpecPC) -> None:
     recorder, debug = Recorder(), LlamaDebugHandler(print_trace_on_end=False)
     root = get_dispatcher()
     root.add_event_handler(recorder)
@@ -247,14 +250,14 @@ def test_events_that_tracers_show(smol):
 class EmbeddedLLM(CustomLLM):
     """The embedded model behind LlamaIndex's own base class; keeps the prompts it saw."""
 
-    model: object
-    prompts: list = []  # noqa: RUF012 - a pydantic field
+    model: Any
+    prompts: list[str] = []  # noqa: RUF012 - a pydantic field
 
     @property
-    def metadata(self):
+    def metadata(self) -> Any:
         return LLMMetadata(context_window=8192, num_output=24)
 
-    def complete(self, prompt, formatted=False, **_):
+    def complete(self, prompt: Any, formatted: bool = False, **_: Any) -> Any:
         self.prompts.append(prompt)
         tokenizer = self.model.tokenizer
         text = tokenizer.apply_chat_template(
@@ -264,12 +267,12 @@ class EmbeddedLLM(CustomLLM):
         out = self.model.model.generate(**ids, max_new_tokens=24, do_sample=False)
         return CompletionResponse(text=tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
 
-    def stream_complete(self, prompt, formatted=False, **_):
+    def stream_complete(self, prompt: Any, formatted: bool = False, **_: Any) -> NoReturn:
         raise AssertionError("not used here")
 
 
 @pytest.fixture(scope="module")
-def retriever():
+def retriever() -> Any:
     texts = [(DEMO / "docs" / name).read_text() for name in ("three-storms.md", "dairy-annual-report.md")]
     documents = [Document(text=text[:3000], metadata={"title": text.splitlines()[0]}) for text in texts]
     splitter = SentenceSplitter(chunk_size=200, chunk_overlap=0, tokenizer=str.split)
@@ -277,7 +280,7 @@ def retriever():
 
 
 @pytest.fixture
-def llm(embedded_model):
+def llm(embedded_model: LoadedModel) -> Iterator[Any]:
     previous = Settings.tokenizer
     Settings.tokenizer = embedded_model.tokenizer.encode
     yield EmbeddedLLM(model=embedded_model, prompts=[])
@@ -285,7 +288,7 @@ def llm(embedded_model):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_retriever_query_engine(smol, retriever, llm, mode):
+def test_retriever_query_engine(smol: SpecPC, retriever: Any, llm: Any, mode: str) -> None:
     engine = RetrieverQueryEngine.from_args(
         retriever, llm=llm, node_postprocessors=[SpecPCPostprocessor(smol, max_tokens=120)]
     )
@@ -305,7 +308,7 @@ def test_retriever_query_engine(smol, retriever, llm, mode):
     assert str(response)
 
 
-def test_citation_query_engine_keeps_the_spans(smol, retriever, llm):
+def test_citation_query_engine_keeps_the_spans(smol: SpecPC, retriever: Any, llm: Any) -> None:
     engine = CitationQueryEngine.from_args(
         SummaryIndex([]),
         retriever=retriever,
@@ -323,13 +326,13 @@ def test_citation_query_engine_keeps_the_spans(smol, retriever, llm):
     assert "specpc" not in llm.prompts[0]
 
 
-def test_two_parts_of_one_process_share_weights():
+def test_two_parts_of_one_process_share_weights() -> None:
     first, second = SpecPCPostprocessor(max_tokens=9), SpecPCPostprocessor(max_tokens=99)
     assert first.load().draft is second.load().draft
     assert isinstance(first.load(), SpecPC)
 
 
-def test_compress_takes_a_plain_question_too(smol):
+def test_compress_takes_a_plain_question_too(smol: SpecPC) -> None:
     nodes = [
         NodeWithScore(node=TextNode(text=f"The bridge was opened in 193{n}. It is red. It is long.")) for n in range(4)
     ]

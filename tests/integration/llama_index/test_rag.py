@@ -1,10 +1,12 @@
 """rag_query_engine: retrieve, compress, ask."""
 
+from typing import Any
+
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from draftapprox_integrations import SpecKVConfig
+from draftapprox_integrations import SpecKVConfig, SpecPC
 from draftapprox_integrations.llama_index import SpecKVLLM, SpecPCPostprocessor, rag_query_engine
 
 NODES = [
@@ -15,11 +17,11 @@ QUESTION = "In which year was the bridge opened?"
 
 
 class Everything(BaseRetriever):
-    def _retrieve(self, query_bundle):
+    def _retrieve(self, query_bundle: Any) -> Any:
         return [NodeWithScore(node=node, score=0.5 + 0.1 * place) for place, node in enumerate(NODES)]
 
 
-def test_the_answer_and_what_it_rests_on(smol):
+def test_the_answer_and_what_it_rests_on(smol: SpecPC) -> None:
     llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_tokens=24)
     engine = rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20))
     response = engine.query(QUESTION)
@@ -30,16 +32,18 @@ def test_the_answer_and_what_it_rests_on(smol):
     assert "".join(streaming.query(QUESTION).response_gen) == str(response)
 
 
-async def test_asynchronous(smol):
+async def test_asynchronous(smol: SpecPC) -> None:
     llm = SpecKVLLM(smol.draft, config=SpecKVConfig(max_capacity_prompt=64), max_tokens=24)
     response = await rag_query_engine(Everything(), llm, SpecPCPostprocessor(smol, max_tokens=20)).aquery(QUESTION)
     assert "1932" in str(response)
 
 
-def test_options_and_the_default_postprocessor(smol):
+def test_options_and_the_default_postprocessor(smol: SpecPC) -> None:
     llm = SpecKVLLM(smol.draft, max_tokens=8)
     first = SimilarityPostprocessor(similarity_cutoff=0.55)
     engine = rag_query_engine(Everything(), llm, node_postprocessors=[first])
     assert [node.node_id for node in engine.query(QUESTION).source_nodes] == ["bridge"]
     assert engine._node_postprocessors[0] is first
-    assert engine._node_postprocessors[1].load().draft is smol.draft
+    second = engine._node_postprocessors[1]
+    assert isinstance(second, SpecPCPostprocessor)
+    assert second.load().draft is smol.draft

@@ -20,7 +20,7 @@ ROWS = [(name, group) for group in groups() if group.tried for name in group.fam
 
 @pytest.mark.filterwarnings("ignore")  # tiny configs make the models' own code warn
 @pytest.mark.parametrize(("name", "group"), [pytest.param(*row, id=row[0]) for row in ROWS])
-def test_does_what_the_table_says(name: str, group: Group):
+def test_does_what_the_table_says(name: str, group: Group) -> None:
     if name.split("+")[0] not in INSTALLED:
         pytest.skip("not in this version of transformers")
     for method in CHECKS:
@@ -32,7 +32,7 @@ def test_does_what_the_table_says(name: str, group: Group):
             assert re.search(reason, found), f"{method}: {found}"
 
 
-def test_the_table_has_every_family_once():
+def test_the_table_has_every_family_once() -> None:
     names = [name for group in groups() for name in group.families]
     assert len(names) == len(set(names))
     missing = sorted(set(INSTALLED) - set(names))
@@ -45,14 +45,14 @@ def test_the_table_has_every_family_once():
     assert set(METHODS) == set(CHECKS)
 
 
-def test_the_pages_say_what_the_table_says():
+def test_the_pages_say_what_the_table_says() -> None:
     if os.environ.get(REWRITE):
         PAGE.write_text(page())
     assert PAGE.read_text() == page(), "run `make families`"
     assert summary() in (ROOT / "docs" / "status.md").read_text()
 
 
-def test_drafting_stops_before_positions_change():
+def test_drafting_stops_before_positions_change() -> None:
     # phi3+longrope changes its positions at 44 tokens; the last drafted token is not fed
     model = model_of("phi3+longrope")
     ids = torch.tensor([prompts()[0] + [5, 6, 7]])

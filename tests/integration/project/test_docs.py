@@ -10,6 +10,8 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -32,7 +34,7 @@ PACKAGE = ROOT / "draftapprox_integrations"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The site, built strictly where neither torch nor a framework can be imported."""
     folder = tmp_path_factory.mktemp("site")
     build = (
@@ -52,7 +54,7 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_public_name_is_in_the_reference(site):
+def test_every_public_name_is_in_the_reference(site: Any) -> None:
     inventory = (site / "objects.inv").read_bytes()
     listed = zlib.decompress(inventory.split(b"zlib.\n", 1)[1]).decode()
     documented = {line.split(" ", 1)[0] for line in listed.splitlines()}
@@ -61,7 +63,7 @@ def test_every_public_name_is_in_the_reference(site):
             assert f"{module.__name__}.{name}" in documented
 
 
-def test_the_reference_knows_the_fields_of_the_classes(site):
+def test_the_reference_knows_the_fields_of_the_classes(site: Any) -> None:
     for page, field, kind, default in [
         ("langchain", "on_empty", "OnEmpty", "&#39;drop&#39;"),
         ("langchain", "top_k", "int | None", "None"),
@@ -75,7 +77,7 @@ def test_the_reference_knows_the_fields_of_the_classes(site):
         assert [found[1], found[-1]] == [kind, default]
 
 
-def test_nothing_is_fetched_by_a_readers_browser(site):
+def test_nothing_is_fetched_by_a_readers_browser(site: Any) -> None:
     tags = r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?https?:|<link[^>]*\shref=[\"']?https?:"
     loading = re.compile(tags + r"|@import|url\(https?:")
     pages = [*site.rglob("*.html"), *site.rglob("*.css")]
@@ -88,7 +90,7 @@ def test_nothing_is_fetched_by_a_readers_browser(site):
         assert not [key for element in root.iter() for key in element.attrib if key.endswith("href")]
 
 
-def test_the_status_tables_are_shown(site):
+def test_the_status_tables_are_shown(site: Any) -> None:
     first_cells = re.findall(r"^\| (?!Part)(.+?) \|", (DOCS / "status.md").read_text(), re.MULTILINE)
     assert len(first_cells) > 10
     shown = re.sub("<[^>]+>", "", (site / "status" / "index.html").read_text())
@@ -96,7 +98,7 @@ def test_the_status_tables_are_shown(site):
         assert html.escape(cell.replace("`", ""), quote=False) in shown.replace("&quot;", '"').replace("&#39;", "'")
 
 
-def test_the_notebooks_are_listed_and_carried(site):
+def test_the_notebooks_are_listed_and_carried(site: Any) -> None:
     page = re.sub("<[^>]+>", "", (site / "cookbook" / "index.html").read_text())
     notebooks = sorted((ROOT / "cookbook").glob("*.ipynb"))
     assert notebooks
@@ -106,7 +108,7 @@ def test_the_notebooks_are_listed_and_carried(site):
         assert (site / "cookbook" / notebook.name).read_bytes() == notebook.read_bytes()
 
 
-def message_of(node):
+def message_of(node: Any) -> Any:
     """The text of a string expression, with … for what is filled in."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.sub("%[sd]", "…", node.value)
@@ -115,7 +117,7 @@ def message_of(node):
     return "…"
 
 
-def strings_of_the_package():
+def strings_of_the_package() -> Iterator[Any]:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):  # an error is made, a warning logged: docstrings do not count
@@ -124,16 +126,17 @@ def strings_of_the_package():
                 yield message_of(node.value)
 
 
-def test_troubleshooting_quotes_messages_that_are_raised():
+def test_troubleshooting_quotes_messages_that_are_raised() -> None:
     raised = set(strings_of_the_package())
     quoted = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 40
     assert not [heading for heading in quoted if not any(heading in message for message in raised)]
 
 
-def test_the_command_lines_options_are_all_described():
+def test_the_command_lines_options_are_all_described() -> None:
     page = (DOCS / "guides" / "command_line.md").read_text()
-    commands = typer.main.get_command(app).commands
+    group: Any = typer.main.get_command(app)
+    commands = group.commands
     known = {option for command in commands.values() for p in command.params for option in p.opts if option[0] == "-"}
     described = {
         option for row in re.findall(r"^\| (`-.+?) \|", page, re.MULTILINE) for option in re.findall("`(.+?)`", row)
@@ -141,7 +144,7 @@ def test_the_command_lines_options_are_all_described():
     assert described == known - {"--help"}
 
 
-def test_migration_names_arguments_that_exist():
+def test_migration_names_arguments_that_exist() -> None:
     page = (DOCS / "migration.md").read_text()
     cells = re.findall(r"^\|.*\| (.+) \|$", page, re.MULTILINE)
     ours = {name for cell in cells for code in re.findall("`(.+?)`", cell) for name in re.findall(r"([a-z_]+)=", code)}

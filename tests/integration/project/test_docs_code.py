@@ -12,9 +12,11 @@ import re
 import shlex
 import threading
 import tomllib
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import typer
@@ -25,6 +27,7 @@ from llama_index.core import Document as Text
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 
+from draftapprox_integrations import LoadedModel
 from draftapprox_integrations.cli.app import app
 from draftapprox_integrations.llama_index import SpecKVLLM
 from tests.conftest import ROOT
@@ -41,7 +44,7 @@ MILL = "The old mill was built in 1821. Today it is a small museum. It closes in
 BRIDGE = "The bridge was opened in 1932. It is painted red. Many cyclists cross it every morning."
 
 
-def blocks(page, language):
+def blocks(page: Any, language: Any) -> Any:
     return [found for found in BLOCK.finditer(PAGES[page]) if found["language"] == language]
 
 
@@ -49,9 +52,9 @@ class Api(BaseHTTPRequestHandler):
     """Answers chat completions, whole or streamed, and remembers what it was asked."""
 
     protocol_version = "HTTP/1.1"
-    requests: ClassVar[list[dict]] = []
+    requests: ClassVar[list[dict[str, Any]]] = []
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         assert self.path == "/v1/chat/completions"
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append(asked)
@@ -65,18 +68,18 @@ class Api(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def reply(self, model, text, streamed):
+    def reply(self, model: Any, text: Any, streamed: Any) -> Any:
         message = {"role": "assistant", "content": text}
         kind, key = ("chat.completion.chunk", "delta") if streamed else ("chat.completion", "message")
         choice = {"index": 0, key: message, "finish_reason": None if streamed else "stop"}
         return json.dumps({"id": "1", "object": kind, "created": 0, "model": model, "choices": [choice]})
 
-    def log_message(self, *_):
+    def log_message(self, *_: Any) -> None:
         pass
 
 
 @pytest.fixture(scope="module")
-def api():
+def api() -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -87,7 +90,7 @@ def api():
 
 
 @pytest.fixture
-def application(monkeypatch, tmp_path):
+def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """What README and home page take for granted: the application around the few lines they show. An empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Settings, "_llm", SpecKVLLM("default", max_tokens=16))
@@ -108,7 +111,7 @@ def application(monkeypatch, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_the_python_of_a_page(page, application, api, embedded_model):
+def test_the_python_of_a_page(page: Any, application: Any, api: Any, embedded_model: LoadedModel) -> None:
     names = application if page in ("README.md", "docs/index.md") else {}
     names["__name__"] = "__main__"
     for block in blocks(page, "python"):
@@ -127,13 +130,13 @@ def test_the_python_of_a_page(page, application, api, embedded_model):
     assert "museum" not in " ".join(asked)  # what was dropped does not reach the server
 
 
-def test_few_blocks_are_not_run():
+def test_few_blocks_are_not_run() -> None:
     marked = [(page, block["reason"]) for page in PAGES for block in BLOCK.finditer(PAGES[page]) if block["reason"]]
     assert len(marked) == NOT_RUN
     assert sum(text.count("<!-- not run") for text in PAGES.values()) == NOT_RUN
 
 
-def commands():
+def commands() -> Iterator[Any]:
     for page, text in PAGES.items():
         for block in BLOCK.finditer(text):
             if block["language"] == "bash":
@@ -144,10 +147,10 @@ def commands():
                             yield page, words[: words.index(">")] if ">" in words else words
 
 
-def test_shell_commands_exist():
+def test_shell_commands_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     seen = set()
     for page, (program, *words) in commands():
         seen.add(program)
@@ -165,7 +168,7 @@ def test_shell_commands_exist():
     assert {"draftapprox", "make", "pip"} <= seen
 
 
-def test_modules_named_in_the_text_exist():
+def test_modules_named_in_the_text_exist() -> None:
     for page, text in PAGES.items():
         for module in re.findall(r"`python -m ([\w.]+)", text):
             assert importlib.util.find_spec(module), f"{page}: {module}"

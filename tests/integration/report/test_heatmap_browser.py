@@ -100,7 +100,7 @@ CLEAR = "rgba(0, 0, 0, 0)"
 # ---------------------------------------------------------------------- the network
 
 
-def test_nothing_is_requested(opened):
+def test_nothing_is_requested(opened: Any) -> None:
     """What the server was asked for, and what the browser's own log says, while everything is clicked."""
     with Site(render_page(storm())) as site:
         page = opened(url=site.url)
@@ -119,7 +119,7 @@ def test_nothing_is_requested(opened):
         assert page.url == site.url
 
 
-def test_even_markup_in_the_page_could_load_nothing(browser):
+def test_even_markup_in_the_page_could_load_nothing(browser: Any) -> None:
     """The second lock: if escaping failed, the page's security policy would still stop everything."""
     attack = (
         '<img src="/x.png"><link rel="stylesheet" href="/x.css"><script src="/x.js"></script>'
@@ -148,7 +148,7 @@ def test_even_markup_in_the_page_could_load_nothing(browser):
 # ---------------------------------------------------------------------- the controls
 
 
-def test_controls_by_mouse(opened):
+def test_controls_by_mouse(opened: Any) -> None:
     page = opened(render_page(storm()))
     every, only = page.get_by_role("radio", name="kept and dropped"), page.get_by_role("radio", name="kept only")
     heat = page.get_by_role("checkbox", name="attention heat")
@@ -176,7 +176,7 @@ def test_controls_by_mouse(opened):
     assert shown(page) == TEXTS
 
 
-def test_controls_by_keyboard(opened):
+def test_controls_by_keyboard(opened: Any) -> None:
     page = opened(render_page(storm()))
 
     def focused() -> Any:
@@ -201,7 +201,7 @@ def test_controls_by_keyboard(opened):
     assert shown(page) == TEXTS
 
 
-def test_focus_is_seen(opened):
+def test_focus_is_seen(opened: Any) -> None:
     """Whatever Tab reaches has an outline, also where the control's label carries it."""
     page = opened(render_page(storm()))
     stops = []
@@ -215,7 +215,7 @@ def test_focus_is_seen(opened):
     assert stops == ["input", "input", "summary", "summary", "summary"]
 
 
-def test_focus_is_not_hidden_by_the_controls_that_stay_in_view(opened):
+def test_focus_is_not_hidden_by_the_controls_that_stay_in_view(opened: Any) -> None:
     page = opened(render_page(result(*[passage(f"Passage about {n}. " * 40) for n in range(12)])))
     for _ in range(14):
         page.keyboard.press("Tab")
@@ -238,7 +238,7 @@ OTHER = {"light": "dark", "dark": "light"}
 
 @THEMES
 @pytest.mark.parametrize("place", ["page", "notebook", "paper"])
-def test_every_text_is_readable(opened, place, theme):
+def test_every_text_is_readable(opened: Any, place: str, theme: str) -> None:
     """At least 4.5:1 (WCAG AA) in every view; in a notebook whose theme is not the system's; on paper."""
     found = result(*storm().passages, passage("never read"), passage(""), query="When was it opened?")
     if place == "notebook":
@@ -265,7 +265,7 @@ def test_every_text_is_readable(opened, place, theme):
 
 
 @THEMES
-def test_dropped_text_is_fainter_than_kept_text_without_colour(opened, theme):
+def test_dropped_text_is_fainter_than_kept_text_without_colour(opened: Any, theme: str) -> None:
     """Their inks are 3:1 apart: who sees no colour, or prints grey, can tell them from each other."""
     page = opened(render_page(storm()), color_scheme=theme)
     inks = page.evaluate(
@@ -279,7 +279,7 @@ def test_dropped_text_is_fainter_than_kept_text_without_colour(opened, theme):
 
 
 @pytest.mark.parametrize("stretch", ["k", "d"])
-def test_strong_heat_is_underlined(opened, stretch):
+def test_strong_heat_is_underlined(opened: Any, stretch: str) -> None:
     page = opened(render_page(storm()))
     widths = [
         float(
@@ -299,7 +299,7 @@ def test_strong_heat_is_underlined(opened, stretch):
     assert len(set(ends)) == 1
 
 
-def test_scores_are_written(opened):
+def test_scores_are_written(opened: Any) -> None:
     page = opened(render_page(storm()))
     for number, score in enumerate(("0.43", "0.21", "0.05"), 1):
         summary = page.locator("summary").filter(has_text=f"Passage {number}")
@@ -310,7 +310,7 @@ def test_scores_are_written(opened):
 
 
 @THEMES
-def test_forced_colours_still_tell_kept_from_dropped(opened, theme):
+def test_forced_colours_still_tell_kept_from_dropped(opened: Any, theme: str) -> None:
     page = opened(render_page(storm()), color_scheme=theme, forced_colors="active")
     assert grounds(page, ".dah-text .k, .dah-text .k span").isdisjoint(grounds(page, ".dah-text .d, .dah-text .d span"))
 
@@ -318,7 +318,7 @@ def test_forced_colours_still_tell_kept_from_dropped(opened, theme):
 # ---------------------------------------------------------------------- structure
 
 
-def test_language_title_and_landmarks(opened):
+def test_language_title_and_landmarks(opened: Any) -> None:
     page = opened(render_page(storm("Why is it red?")))
     assert page.title() == "Why is it red? | compressed passages"
     assert page.locator("html").get_attribute("lang") == "en"
@@ -330,7 +330,7 @@ def test_language_title_and_landmarks(opened):
     assert page.get_by_role("group", name="Show").get_by_role("radio").count() == 2
 
 
-def test_view_in_a_notebook_is_a_named_region(opened):
+def test_view_in_a_notebook_is_a_named_region(opened: Any) -> None:
     page = opened(in_notebook(storm(), theme="light"))
     assert page.get_by_role("region", name="Compressed passages").count() == 1
     assert page.get_by_role("heading").count() == 0
@@ -339,7 +339,7 @@ def test_view_in_a_notebook_is_a_named_region(opened):
 # ---------------------------------------------------------------------- several on one page
 
 
-def test_results_in_a_notebook_do_not_touch_each_other(opened):
+def test_results_in_a_notebook_do_not_touch_each_other(opened: Any) -> None:
     """Two results, the second shown twice: each has its own switches."""
     page = opened(in_notebook(storm(), storm("Other?"), storm("Other?"), theme="light"))
     parts = page.locator(".dah").all()
@@ -361,7 +361,7 @@ def test_results_in_a_notebook_do_not_touch_each_other(opened):
     assert parts[1].get_by_label("kept only").is_checked()
 
 
-def test_style_stays_inside(opened):
+def test_style_stays_inside(opened: Any) -> None:
     """Elements around it look exactly as on a page without it."""
     around = (
         '<h1 class="k">Title</h1><p class="d">Text <b>bold</b> <mark class="k">marked</mark> <i class="a5">i</i></p>'
@@ -389,7 +389,7 @@ def test_style_stays_inside(opened):
     ['data-jp-theme-light="{is_light}"', 'class="vscode-{theme}"', 'data-theme="{theme}"'],
     ids=["jupyter", "vs code", "sphinx"],
 )
-def test_the_switch_of_the_notebook_beats_the_system(opened, theme, switch):
+def test_the_switch_of_the_notebook_beats_the_system(opened: Any, theme: str, switch: str) -> None:
     body = f"<body {switch.format(theme=theme, is_light=str(theme == 'light').lower())}>"
     page = opened(f"<!DOCTYPE html>{body}{render_fragment(storm())}</body>", color_scheme=OTHER[theme])
     drawn = page.locator(".dah").evaluate("one => getComputedStyle(one).backgroundColor")
@@ -411,7 +411,7 @@ HOSTILE = [
 @pytest.mark.parametrize(
     "render", [render_page, lambda found: in_notebook(found, theme="light")], ids=["page", "notebook"]
 )
-def test_special_characters_are_text(opened, render):
+def test_special_characters_are_text(opened: Any, render: Any) -> None:
     passages = [passage(text, [(0, 3)], [(0, 2, 1.0), (2, 5, 0.3)]) for text in HOSTILE]
     found = CompressionResult(passages, HOSTILE[1], 9, 1, 5, HOSTILE[0], {HOSTILE[2]: 1.0}, HOSTILE[1], 3, Heatmap())
     page = opened(render(found), script=True)
@@ -423,7 +423,7 @@ def test_special_characters_are_text(opened, render):
     assert page.locator(".dah-card").count() == len(HOSTILE)
 
 
-def test_right_to_left_text(opened):
+def test_right_to_left_text(opened: Any) -> None:
     hebrew = "הגשר נפתח בשנת 1932. הוא צבוע אדום. רוכבים רבים חוצים אותו."
     arabic = "افتتح الجسر عام 1932. وهو مطلي باللون الأحمر."
     page = opened(
@@ -442,7 +442,7 @@ def test_right_to_left_text(opened):
     assert shown(page)[0] == hebrew[:20]
 
 
-def test_emoji_and_joined_characters(opened):
+def test_emoji_and_joined_characters(opened: Any) -> None:
     """A family of three is five code points; heat that changes within does not tear the text."""
     text = "👩\u200d👩\u200d👧 e\u0301 हिन्दी 🇳🇴 👍🏽 سلام"
     torn = passage(text, heat=[(n, n + 1, float(n % 3)) for n in range(len(text))])
@@ -460,7 +460,7 @@ def test_emoji_and_joined_characters(opened):
         pytest.param(lambda: [sentences(1, start=n) for n in range(5000)], id="5000 passages"),
     ],
 )
-def test_five_thousand_sentences(opened, passages):
+def test_five_thousand_sentences(opened: Any, passages: Callable[..., Any]) -> None:
     given = passages()
     page = opened(render_page(result(*given)))
     nodes = page.evaluate("document.querySelectorAll('*').length")
@@ -474,14 +474,14 @@ def test_five_thousand_sentences(opened, passages):
     sync_api.expect(page.locator(".dah-text .k").last).to_be_in_viewport()
 
 
-def test_nothing_at_all(opened):
+def test_nothing_at_all(opened: Any) -> None:
     page = opened(render_page(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0, Heatmap())))
     assert page.get_by_text("There were no passages to compress.").is_visible()
     assert page.get_by_role("heading", level=1).inner_text() == "(no question)"
     assert page.get_by_role("radio").count() == 0
 
 
-def test_draft_that_did_not_run(opened):
+def test_draft_that_did_not_run(opened: Any) -> None:
     page = opened(render_page(result(passage(TEXTS[0]), draft_tokens=0)))
     assert page.get_by_text("Everything fitted the budget").is_visible()
     assert shown(page) == [TEXTS[0]]
@@ -493,7 +493,7 @@ def test_draft_that_did_not_run(opened):
 
 @pytest.mark.parametrize("width", [320, 390, 1600])
 @pytest.mark.parametrize("place", ["page", "notebook"])
-def test_no_sideways_scrolling(opened, width, place):
+def test_no_sideways_scrolling(opened: Any, width: int, place: str) -> None:
     long = "x" * 400
     found = CompressionResult(
         [*storm().passages, passage(long, [(0, 200)]), passage(long, [])],
@@ -513,7 +513,7 @@ def test_no_sideways_scrolling(opened, width, place):
         assert label.bounding_box()["height"] >= 24  # what a finger can hit, WCAG 2.5.8
 
 
-def test_paper(opened):
+def test_paper(opened: Any) -> None:
     """White whatever the screen's theme is, without controls, and the view that was chosen."""
     from pypdf import PdfReader
 
@@ -538,7 +538,7 @@ def test_paper(opened):
 # ---------------------------------------------------------------------- the whole way
 
 
-def test_page_written_by_the_command(opened, tmp_path):
+def test_page_written_by_the_command(opened: Any, tmp_path: Path) -> None:
     file = tmp_path / "heat.html"
     question = "On what date did the Candlemas Storm come?"
     command = [Path(sys.executable).parent / "draftapprox", "ask", question, "--docs", DEMO / "docs", "--top-k", "4"]

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecPC, load_model
+from draftapprox_integrations import LoadedModel, SpecPC, load_model
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.models.embedded import cache_folder
 from draftapprox_integrations.specpc.calibration.calibrate import calibrate, choose_heads, reciprocal_rank
@@ -15,7 +17,7 @@ from draftapprox_integrations.specpc.scoring.heads import HeadSet, find_heads, f
 from tests.conftest import DEMO, tiny_llama
 
 
-def test_tasks_hold_their_own_answers():
+def test_tasks_hold_their_own_answers() -> None:
     tasks = make_tasks(30, passages=8, seed=3)
     assert {task.shape for task in tasks} == {"prose", "pairs", "hops"}
     for task in tasks:
@@ -30,7 +32,7 @@ def test_tasks_hold_their_own_answers():
         make_tasks(1, passages=3)
 
 
-def test_the_heads_that_rank_evidence_first_are_chosen():
+def test_the_heads_that_rank_evidence_first_are_chosen() -> None:
     generator = torch.Generator().manual_seed(0)
     measured = []
     for _ in range(20):
@@ -44,11 +46,13 @@ def test_the_heads_that_rank_evidence_first_are_chosen():
     assert len(choose_heads(measured, 99)) == 6
 
 
-def test_ties_are_no_success():
+def test_ties_are_no_success() -> None:
     assert reciprocal_rank([(torch.zeros(1, 10), [3])], [0]) == pytest.approx(0.1)
 
 
-def test_calibrated_heads_are_found_by_every_specpc(tiny_tokenizer, tmp_path, monkeypatch):
+def test_calibrated_heads_are_found_by_every_specpc(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DRAFTAPPROX_CACHE", str(tmp_path))
     draft = load_model((tiny_llama(), tiny_tokenizer))
     assert find_heads(draft.model) is None
@@ -72,7 +76,7 @@ def test_calibrated_heads_are_found_by_every_specpc(tiny_tokenizer, tmp_path, mo
     assert own.ingest(["One. Two."]) > 0
 
 
-def test_the_fingerprint_knows_weights_not_precision(tiny_tokenizer):
+def test_the_fingerprint_knows_weights_not_precision(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.norm.weight.normal_()
@@ -84,14 +88,14 @@ def test_the_fingerprint_knows_weights_not_precision(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": 99}', '{"format": 1, "heads": []}'])
-def test_a_file_that_holds_no_heads(tmp_path, content):
+def test_a_file_that_holds_no_heads(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(InvalidInputError, match="draftapprox calibrate"):
         HeadSet.load(path)
 
 
-def test_heads_from_a_file_of_the_users(smol, tiny, tmp_path):
+def test_heads_from_a_file_of_the_users(smol: SpecPC, tiny: LoadedModel, tmp_path: Path) -> None:
     packaged = find_heads(smol.draft.model)
     file = packaged.save(str(tmp_path / "heads.json"))
     assert HeadSet.load(str(file)) == packaged
@@ -109,7 +113,9 @@ def test_heads_from_a_file_of_the_users(smol, tiny, tmp_path):
         packaged.save(tmp_path)
 
 
-def test_a_broken_file_is_ignored_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_broken_file_is_ignored_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("DRAFTAPPROX_CACHE", str(tmp_path))
     model = tiny_llama()
     (tmp_path / "heads").mkdir()
@@ -118,7 +124,7 @@ def test_a_broken_file_is_ignored_with_a_warning(tmp_path, monkeypatch, caplog):
     assert "holds no calibrated heads" in caplog.text
 
 
-def test_the_embedded_model_comes_calibrated(smol):
+def test_the_embedded_model_comes_calibrated(smol: SpecPC) -> None:
     assert find_heads(smol.draft.model) is not None
     questions = json.loads((DEMO / "questions.json").read_text())[:6]
     texts = {path.name: path.read_text() for path in sorted((DEMO / "docs").iterdir()) if path.suffix == ".md"}

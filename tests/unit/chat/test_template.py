@@ -1,10 +1,13 @@
 """Conversations of every shape reach the model through templates that differ in what they accept."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from draftapprox_integrations.chat.template import Message, protect_short_messages, render_chat, renders_tools
 from draftapprox_integrations.chat.tools import ToolCall
@@ -29,13 +32,13 @@ WEATHER = {"type": "function", "function": {"name": "weather", "description": "O
 
 
 @pytest.fixture
-def tokenizer(tiny_tokenizer):
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[Any]:
     before = tiny_tokenizer.chat_template
     yield tiny_tokenizer
     tiny_tokenizer.chat_template = before
 
 
-def test_neighbours_of_one_role_are_merged(tokenizer):
+def test_neighbours_of_one_role_are_merged(tokenizer: Any) -> None:
     messages = [
         Message("system", "one"), Message("system", "two"), Message("user", "a"), Message("user", "b"),
         Message("assistant", "c"), Message("assistant", "d"), Message("user", "e"),
@@ -45,7 +48,7 @@ def test_neighbours_of_one_role_are_merged(tokenizer):
     )
 
 
-def test_a_template_that_refuses_system_messages_gets_them_in_the_users(tokenizer):
+def test_a_template_that_refuses_system_messages_gets_them_in_the_users(tokenizer: Any) -> None:
     tokenizer.chat_template = STRICT
     messages = [
         Message("system", "be brief"),
@@ -58,12 +61,12 @@ def test_a_template_that_refuses_system_messages_gets_them_in_the_users(tokenize
         render_chat(tokenizer, [Message("assistant", "hi"), Message("user", "x")])
 
 
-def test_the_assistants_last_message_is_gone_on_with(tokenizer):
+def test_the_assistants_last_message_is_gone_on_with(tokenizer: Any) -> None:
     messages = [Message("user", "Count."), Message("assistant", "One, two,")]
     assert render_chat(tokenizer, messages) == "<|user|>Count.<|end|><|assistant|>One, two,"
 
 
-def test_tools_go_through_a_template_that_knows_them(tokenizer):
+def test_tools_go_through_a_template_that_knows_them(tokenizer: Any) -> None:
     tokenizer.chat_template = TOOLS
     assert renders_tools(tokenizer)
     messages = [
@@ -77,7 +80,7 @@ def test_tools_go_through_a_template_that_knows_them(tokenizer):
     )
 
 
-def test_tools_are_described_to_a_template_that_does_not(tokenizer):
+def test_tools_are_described_to_a_template_that_does_not(tokenizer: Any) -> None:
     assert not renders_tools(tokenizer)
     messages = [
         Message("system", "Be brief."),
@@ -95,7 +98,7 @@ def test_tools_are_described_to_a_template_that_does_not(tokenizer):
     assert result.startswith("<|user|><tool_response>")
 
 
-def test_without_template_or_messages(tokenizer):
+def test_without_template_or_messages(tokenizer: Any) -> None:
     with pytest.raises(InvalidInputError, match="no messages"):
         render_chat(tokenizer, [])
     tokenizer.chat_template = None
@@ -108,7 +111,7 @@ ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(ROLES, st.text("ab é\U0001f600", max_size=8)), min_size=1, max_size=6))
-def test_no_text_is_lost(tiny_tokenizer, turns):
+def test_no_text_is_lost(tiny_tokenizer: PreTrainedTokenizerFast, turns: Any) -> None:
     messages = [Message(role, text, name="f") for role, text in turns]
     tiny_tokenizer.chat_template = CHAT_TEMPLATE
     shown = render_chat(tiny_tokenizer, messages)
@@ -118,7 +121,7 @@ def test_no_text_is_lost(tiny_tokenizer, turns):
         ) in shown
 
 
-def test_short_messages_and_marks_are_protected_and_long_ones_not(tokenizer):
+def test_short_messages_and_marks_are_protected_and_long_ones_not(tokenizer: Any) -> None:
     long_text = "The old mill was built in 1821 by the river. " * 40
     messages = [Message("system", "Be brief."), Message("user", long_text), Message("user", "When was it built?")]
     messages = [messages[0], messages[1], Message("assistant", "Yes?"), messages[2]]

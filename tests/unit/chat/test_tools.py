@@ -1,5 +1,7 @@
 """Tool calls in the forms that open models write, and in the forms they get wrong."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ NAMES = {"add", "weather"}
         ("[1] says so", "[1] says so", []),
     ],
 )
-def test_what_models_write(text, left, calls):
+def test_what_models_write(text: str, left: str, calls: Any) -> None:
     answer = parse_tool_calls(text, NAMES)
     assert answer.text == left
     assert [(call.name, call.arguments) for call in answer.calls] == calls
@@ -46,7 +48,7 @@ def test_what_models_write(text, left, calls):
         ('[TOOL_CALLS] [{"name": "add", "argum', "not JSON"),
     ],
 )
-def test_calls_that_cannot_be_made_are_told_apart_from_text(text, error):
+def test_calls_that_cannot_be_made_are_told_apart_from_text(text: str, error: str) -> None:
     answer = parse_tool_calls(text, NAMES)
     assert not answer.calls
     assert error in answer.invalid[0].error
@@ -56,14 +58,14 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_si
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), min_size=1, max_size=3))
-def test_what_is_written_is_read(arguments):
+def test_what_is_written_is_read(arguments: Any) -> None:
     calls = [ToolCall("add", given) for given in arguments]
     found = parse_tool_calls(format_tool_calls(calls), NAMES)
     assert [call.arguments for call in found.calls] == arguments
 
 
 @given(st.text("ab<tool_cal>{[ \n", max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=40))
-def test_a_stream_shows_what_the_whole_answer_shows(text, cuts):
+def test_a_stream_shows_what_the_whole_answer_shows(text: Any, cuts: Any) -> None:
     held, shown, position = ToolCallFilter(), "", 0
     for cut in [*cuts, len(text)]:
         shown += held.feed(text[position : position + cut])

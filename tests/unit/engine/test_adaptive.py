@@ -2,19 +2,21 @@
 
 import math
 import threading
+from typing import Any
 
 import pytest
 import torch
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
+from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
 from draftapprox_integrations.llama_index import SpecKVLLM
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache.ragged import RaggedLayer, decoding_model
 from draftapprox_integrations.speckv.prefill import prefill
+from tests.conftest import Golden
 from tests.unit.engine.test_golden import CASES
 from tests.unit.speckv.test_prefill import batch_of, model_of
 
-TIGHT = {"max_capacity_prompt": 24, "window_size": 8, "lookahead_tokens": 6}
+TIGHT: dict[str, Any] = {"max_capacity_prompt": 24, "window_size": 8, "lookahead_tokens": 6}
 ADAPTIVE = SpecKVConfig(**TIGHT, head_budgets="adaptive")
 LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. Today it is a small museum. " * 3
 PROMPTS = [LONG, LONG[40:], "Bread is baked at five."]
@@ -24,7 +26,7 @@ PROMPTS = [LONG, LONG[40:], "Bread is baked at five."]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_with_a_floor_of_one_the_recorded_cases_stay_as_they_are(golden, name):
+def test_with_a_floor_of_one_the_recorded_cases_stay_as_they_are(golden: Golden, name: Any) -> None:
     case = golden.case(name)
     config = SpecKVConfig(**case["config"], head_budgets="adaptive", floor_alpha=1)
     target = golden.model(case["target_model"])
@@ -53,7 +55,7 @@ def test_with_a_floor_of_one_the_recorded_cases_stay_as_they_are(golden, name):
         ("floor_alpha", "0.2", "[0, 1]"),
     ],
 )
-def test_a_bad_setting_names_field_value_and_limit(field, value, limit):
+def test_a_bad_setting_names_field_value_and_limit(field: str, value: Any, limit: str) -> None:
     with pytest.raises(ValueError, match=field) as caught:
         SpecKVConfig(**{field: value})
     assert repr(value) in str(caught.value)
@@ -63,11 +65,13 @@ def test_a_bad_setting_names_field_value_and_limit(field, value, limit):
 # ---------------------------------------------------------------- the engine
 
 
-def written(engine, prompts, **options):
+def written(engine: Any, prompts: Any, **options: Any) -> Any:
     return [found.token_ids for found in engine.generate(prompts, max_new_tokens=12, **options)]
 
 
-def test_a_floor_of_one_writes_what_uniform_budgets_write_and_a_lower_one_does_not(pair):
+def test_a_floor_of_one_writes_what_uniform_budgets_write_and_a_lower_one_does_not(
+    pair: tuple[LoadedModel, LoadedModel],
+) -> None:
     uniform = written(SpecKV(*pair, SpecKVConfig(**TIGHT)), PROMPTS)
     even = SpecKVConfig(**TIGHT, head_budgets="adaptive", floor_alpha=1)
     assert written(SpecKV(*pair, even), PROMPTS) == uniform
@@ -78,7 +82,7 @@ def test_a_floor_of_one_writes_what_uniform_budgets_write_and_a_lower_one_does_n
     assert usage.kept_kv == 24
 
 
-def test_what_fits_is_what_generate_writes(pair):
+def test_what_fits_is_what_generate_writes(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target = pair[0]
     roomy = SpecKV(*pair, SpecKVConfig(max_capacity_prompt=4000, head_budgets="adaptive"))
     ids = torch.tensor([target.tokenizer(LONG)["input_ids"]])
@@ -86,18 +90,18 @@ def test_what_fits_is_what_generate_writes(pair):
     assert written(roomy, LONG) == [out[0, ids.shape[1] :].tolist()]
 
 
-def test_stop_strings_streams_and_seeds(pair):
+def test_stop_strings_streams_and_seeds(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, ADAPTIVE)
     full = engine.generate(LONG, max_new_tokens=30)[0].text
     stop = full[7:12]
     (found,) = engine.generate(LONG, max_new_tokens=30, stop=[stop])
     assert (found.text, found.finish_reason) == (full[: full.index(stop)], "stop")
     assert "".join(engine.stream(LONG, max_new_tokens=30, stop=[stop])) == found.text
-    sampled = {"temperature": 0.9, "top_p": 0.9, "seed": 3}
+    sampled: dict[str, Any] = {"temperature": 0.9, "top_p": 0.9, "seed": 3}
     assert written(engine, LONG, **sampled) == written(engine, LONG, **sampled) != written(engine, LONG)
 
 
-def test_settings_of_the_model_made_after_its_view_are_followed(pair):
+def test_settings_of_the_model_made_after_its_view_are_followed(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target = pair[0]
     free = written(SpecKV(*pair, ADAPTIVE), LONG)[0]
     kept = target.model.generation_config
@@ -110,7 +114,7 @@ def test_settings_of_the_model_made_after_its_view_are_followed(pair):
     assert found.finish_reason == "stop"
 
 
-def test_the_model_is_left_alone(pair):
+def test_the_model_is_left_alone(pair: tuple[LoadedModel, LoadedModel]) -> None:
     model = pair[0].model
     ids = torch.tensor([pair[0].tokenizer(LONG)["input_ids"]])
     before, config = set(model.__dict__), model.config.to_dict()
@@ -125,7 +129,9 @@ def test_the_model_is_left_alone(pair):
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), expected)
 
 
-def test_the_bytes_held_after_generate_are_those_of_kept_and_written_tokens(pair):
+def test_the_bytes_held_after_generate_are_those_of_kept_and_written_tokens(
+    pair: tuple[LoadedModel, LoadedModel],
+) -> None:
     ids, mask, lookahead = batch_of((40, 29, 33))
     model = model_of("llama")
     cache, evictor = prefill(attention_view(model), ids, mask, lookahead, ADAPTIVE)
@@ -141,7 +147,7 @@ def test_the_bytes_held_after_generate_are_those_of_kept_and_written_tokens(pair
 
 
 @pytest.mark.thorough
-def test_threads_with_other_settings_do_not_meet():
+def test_threads_with_other_settings_do_not_meet() -> None:
     """On one view, without the engine's lock: their steps do interleave."""
     model = model_of("llama")
     view = attention_view(model)
@@ -150,10 +156,10 @@ def test_threads_with_other_settings_do_not_meet():
         for i, (budgets, alpha) in enumerate([("adaptive", 0.0), ("adaptive", 0.5), ("uniform", 0.2)] * 2)
     ]
 
-    def run(config):
+    def run(config: Any) -> Any:
         ids, mask, lookahead = batch_of((40, 29, 33))
         cache, _ = prefill(view, ids, mask, lookahead, config)
-        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
         out = decoding_model(model, cache).generate(ids, attention_mask=mask, past_key_values=cache, **options)
         return out.tolist(), [isinstance(layer, RaggedLayer) for layer in cache.layers]
 
@@ -172,8 +178,8 @@ def test_threads_with_other_settings_do_not_meet():
 
 
 @pytest.mark.parametrize("cascade", [False, True])
-def test_the_drop_in_writes_what_the_engine_writes(pair, cascade):
-    config = ADAPTIVE
+def test_the_drop_in_writes_what_the_engine_writes(pair: tuple[LoadedModel, LoadedModel], cascade: bool) -> None:
+    config: SpecKVConfig | SpecKVPCConfig = ADAPTIVE
     if cascade:
         config = SpecKVPCConfig(
             specpc_config=SpecPCConfig(max_capacity_prompt=60, window_size=8), speckv_config=ADAPTIVE
@@ -187,7 +193,7 @@ def test_the_drop_in_writes_what_the_engine_writes(pair, cascade):
     assert set(target.model.__dict__) == before
 
 
-def test_the_llm_classes_take_it_and_save_it(pair):
+def test_the_llm_classes_take_it_and_save_it(pair: tuple[LoadedModel, LoadedModel]) -> None:
     llm = SpecKVLLM(SpecKV(*pair, ADAPTIVE), max_tokens=12)
     assert llm.complete(LONG, formatted=True).text == SpecKV(*pair, ADAPTIVE).generate(LONG, max_new_tokens=12)[0].text
     saved = SpecKVLLM("default", config=SpecKVConfig(head_budgets="adaptive", floor_alpha=0.35)).to_dict()

@@ -1,6 +1,7 @@
 """SpecKV.generate and stream: equal to model.generate where nothing is dropped, and sane everywhere else."""
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecKV, SpecKVConfig
+from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig
 from draftapprox_integrations.engine.streams import IncrementalDetokenizer
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
 from draftapprox_integrations.speckv.lookahead import same_vocabulary
@@ -21,7 +22,7 @@ LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. To
 PROMPTS = [LONG, "The bridge was opened in 1932. It is red.", "Bread is baked at five, and the bakery closes at noon."]
 
 
-def plain(target, prompts, **options):
+def plain(target: Any, prompts: Any, **options: Any) -> Any:
     """model.generate on a left-padded batch; the new ids."""
     rows = [target.tokenizer(text)["input_ids"] for text in prompts]
     longest = max(map(len, rows))
@@ -32,7 +33,7 @@ def plain(target, prompts, **options):
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one", "batch"])
-def test_greedy_equals_generate_when_nothing_is_dropped(pair, prompts):
+def test_greedy_equals_generate_when_nothing_is_dropped(pair: tuple[LoadedModel, LoadedModel], prompts: Any) -> None:
     found = SpecKV(*pair, ROOMY).generate(prompts, max_new_tokens=20)
     assert [g.token_ids for g in found] == plain(pair[0], prompts, max_new_tokens=20, do_sample=False)
     assert [g.text for g in found] == pair[0].tokenizer.batch_decode([g.token_ids for g in found])
@@ -40,25 +41,27 @@ def test_greedy_equals_generate_when_nothing_is_dropped(pair, prompts):
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one", "batch"])
-def test_seeded_sampling_equals_generate_and_leaves_the_generator_alone(pair, prompts):
+def test_seeded_sampling_equals_generate_and_leaves_the_generator_alone(
+    pair: tuple[LoadedModel, LoadedModel], prompts: Any
+) -> None:
     torch.manual_seed(99)
     expected_next = torch.rand(3)
     torch.manual_seed(99)
-    options = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
+    options: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
     found = SpecKV(*pair, ROOMY).generate(prompts, max_new_tokens=20, seed=7, **options)
     assert torch.equal(torch.rand(3), expected_next)
     torch.manual_seed(7)
     assert [g.token_ids for g in found] == plain(pair[0], prompts, max_new_tokens=20, do_sample=True, **options)
 
 
-def test_repetition_penalty_covers_the_whole_prompt(pair):
-    options = {"repetition_penalty": 1.7}
+def test_repetition_penalty_covers_the_whole_prompt(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    options: dict[str, Any] = {"repetition_penalty": 1.7}
     found = SpecKV(*pair, ROOMY).generate(LONG, max_new_tokens=20, **options)
     assert found[0].token_ids == plain(pair[0], [LONG], max_new_tokens=20, do_sample=False, **options)[0]
     # with pairs dropped too: a processor sees every prompt token, dropped or not
     seen = []
 
-    def spy(input_ids, scores):
+    def spy(input_ids: Any, scores: Any) -> Any:
         seen.append(input_ids.shape[1])
         return scores
 
@@ -67,7 +70,7 @@ def test_repetition_penalty_covers_the_whole_prompt(pair):
     assert seen == [len(prompt), len(prompt) + 1, len(prompt) + 2]
 
 
-def test_usage_and_timings_when_pairs_are_dropped(pair):
+def test_usage_and_timings_when_pairs_are_dropped(pair: tuple[LoadedModel, LoadedModel]) -> None:
     (found,) = SpecKV(*pair, TIGHT).generate(LONG, max_new_tokens=9)
     assert found.usage.prompt_tokens == len(pair[0].tokenizer(LONG)["input_ids"])
     assert (found.usage.completion_tokens, found.usage.kept_kv) == (9, 24)
@@ -77,14 +80,14 @@ def test_usage_and_timings_when_pairs_are_dropped(pair):
     assert short.usage.kept_kv == short.usage.prompt_tokens
 
 
-def test_a_row_of_a_batch_writes_what_it_writes_alone(pair):
+def test_a_row_of_a_batch_writes_what_it_writes_alone(pair: tuple[LoadedModel, LoadedModel]) -> None:
     prompts = [LONG, LONG[40:], LONG[100:]]
     engine = SpecKV(*pair, TIGHT)
     together = engine.generate(prompts, max_new_tokens=12)
     assert [g.token_ids for g in together] == [engine.generate(p, max_new_tokens=12)[0].token_ids for p in prompts]
 
 
-def test_snapkv_is_speckv_without_lookahead(pair):
+def test_snapkv_is_speckv_without_lookahead(pair: tuple[LoadedModel, LoadedModel]) -> None:
     snap = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=0)
     without = SpecKV(pair[0], None, snap).generate(LONG, max_new_tokens=12)[0]
     assert without.lookahead_ids == []
@@ -93,7 +96,7 @@ def test_snapkv_is_speckv_without_lookahead(pair):
         SpecKV(pair[0])
 
 
-def test_the_draft_runs_only_when_something_must_go(pair):
+def test_the_draft_runs_only_when_something_must_go(pair: tuple[LoadedModel, LoadedModel]) -> None:
     calls = []
     handle = pair[1].model.register_forward_pre_hook(lambda *_: calls.append(1))
     SpecKV(*pair, ROOMY).generate(LONG, max_new_tokens=3)
@@ -103,7 +106,7 @@ def test_the_draft_runs_only_when_something_must_go(pair):
     assert len(calls) == 6
 
 
-def test_eos_and_length_are_told_apart(pair):
+def test_eos_and_length_are_told_apart(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target, draft = pair
     free = SpecKV(*pair, TIGHT).generate(LONG, max_new_tokens=8)[0]
     end = free.token_ids[4]
@@ -118,7 +121,7 @@ def test_eos_and_length_are_told_apart(pair):
     assert found[0].usage.completion_tokens == first + 1
 
 
-def test_draft_and_target_may_be_one_and_a_draft_may_end_at_once(pair):
+def test_draft_and_target_may_be_one_and_a_draft_may_end_at_once(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target, _ = pair
     found = SpecKV(target, target, TIGHT).generate(LONG, max_new_tokens=6)[0]
     assert len(found.lookahead_ids) == 6
@@ -130,7 +133,7 @@ def test_draft_and_target_may_be_one_and_a_draft_may_end_at_once(pair):
     assert len(found.token_ids) == 6
 
 
-def test_another_vocabulary(pair, embedded_model):
+def test_another_vocabulary(pair: tuple[LoadedModel, LoadedModel], embedded_model: LoadedModel) -> None:
     target = pair[0]
     engine = SpecKV(target, embedded_model, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=5))
     assert not same_vocabulary(engine.target, engine.draft)
@@ -143,7 +146,7 @@ def test_another_vocabulary(pair, embedded_model):
 
 
 @pytest.mark.parametrize("config", [ROOMY, TIGHT], ids=["roomy", "tight"])
-def test_stop_strings_even_across_tokens(pair, config):
+def test_stop_strings_even_across_tokens(pair: tuple[LoadedModel, LoadedModel], config: Any) -> None:
     engine = SpecKV(*pair, config)
     full = engine.generate(LONG, max_new_tokens=30)[0].text
     stop = full[7:12]  # starts and ends within tokens as often as not
@@ -158,7 +161,7 @@ def test_stop_strings_even_across_tokens(pair, config):
 
 @pytest.mark.parametrize("stop", [(), "mid"])
 @pytest.mark.parametrize("config", [ROOMY, TIGHT], ids=["roomy", "tight"])
-def test_a_stream_joins_to_the_text(pair, config, stop):
+def test_a_stream_joins_to_the_text(pair: tuple[LoadedModel, LoadedModel], config: Any, stop: Any) -> None:
     engine = SpecKV(*pair, config)
     if stop:
         full = engine.generate(LONG, max_new_tokens=30)[0].text
@@ -168,17 +171,17 @@ def test_a_stream_joins_to_the_text(pair, config, stop):
     assert len(pieces) > 3 or stop
 
 
-def test_a_stream_that_is_closed_stops_the_model(pair):
+def test_a_stream_that_is_closed_stops_the_model(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT)
     steps, closed = [], threading.Event()
 
-    def pause_until_closed(*_):
+    def pause_until_closed(*_: Any) -> None:
         steps.append(1)
         if len(steps) == 100:
             assert closed.wait(60)
 
     handle = pair[0].model.register_forward_pre_hook(pause_until_closed)
-    stream = engine.stream(LONG, max_new_tokens=2000)
+    stream: Any = engine.stream(LONG, max_new_tokens=2000)  # a generator
     next(stream)
     stream.close()
     closed.set()
@@ -188,7 +191,9 @@ def test_a_stream_that_is_closed_stops_the_model(pair):
     assert engine.generate(LONG, max_new_tokens=2)  # and it serves on
 
 
-def test_errors_reach_the_reader_of_a_stream(pair, tiny_tokenizer):
+def test_errors_reach_the_reader_of_a_stream(
+    pair: tuple[LoadedModel, LoadedModel], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     broken = tiny_llama()
     with torch.no_grad():
         broken.lm_head.weight[:] = torch.nan
@@ -204,11 +209,11 @@ def test_errors_reach_the_reader_of_a_stream(pair, tiny_tokenizer):
 class Spelling(PreTrainedTokenizerFast):
     """Joins pieces of text as tokens, so that a property test can split stop strings anywhere."""
 
-    def __init__(self, pieces):
+    def __init__(self, pieces: Any) -> None:
         self.pieces = pieces
 
-    def decode(self, ids, **_):
-        return "".join(self.pieces[i] for i in ids)
+    def decode(self, token_ids: Any, *_: Any, **__: Any) -> str:
+        return "".join(self.pieces[i] for i in token_ids)
 
 
 @settings(max_examples=200, deadline=None)
@@ -216,7 +221,7 @@ class Spelling(PreTrainedTokenizerFast):
     st.lists(st.text("ab\u00e9", min_size=1, max_size=4), min_size=1, max_size=12),
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=2),
 )
-def test_streaming_never_sends_what_generate_would_not(pieces, stops):
+def test_streaming_never_sends_what_generate_would_not(pieces: Any, stops: Any) -> None:
     whole = "".join(pieces)
     cut = whole[: min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))]
     detokenizer = IncrementalDetokenizer(Spelling(pieces), tuple(stops))
@@ -244,14 +249,16 @@ def test_streaming_never_sends_what_generate_would_not(pieces, stops):
         ("word " * 5000, {}, "has .* tokens.*reads at most 4096.*Shorten"),
     ],
 )
-def test_bad_input_is_refused_and_the_engine_serves_on(pair, prompt, options, message):
+def test_bad_input_is_refused_and_the_engine_serves_on(
+    pair: tuple[LoadedModel, LoadedModel], prompt: Any, options: Any, message: str
+) -> None:
     engine = SpecKV(*pair, TIGHT)
     with pytest.raises(InvalidInputError, match=message):
         engine.generate(prompt, **options)
     assert engine.generate("Hello", max_new_tokens=2)
 
 
-def test_nothing_to_write(pair):
+def test_nothing_to_write(pair: tuple[LoadedModel, LoadedModel]) -> None:
     (found,) = SpecKV(*pair, TIGHT).generate(LONG, max_new_tokens=0)
     assert (found.text, found.token_ids, found.finish_reason) == ("", [], "length")
 
@@ -267,7 +274,7 @@ def test_nothing_to_write(pair):
         ("lookahead_tokens", -1, ">= 0"),
     ],
 )
-def test_a_bad_setting_names_field_value_and_limit(field, value, limit):
+def test_a_bad_setting_names_field_value_and_limit(field: str, value: int | str | None, limit: str) -> None:
     with pytest.raises(ValueError, match=field) as caught:
         SpecKVConfig(**{field: value})
     assert repr(value) in str(caught.value)
@@ -284,7 +291,7 @@ def test_a_bad_setting_names_field_value_and_limit(field, value, limit):
         ({"prefill_window_size": 512, "head_budgets": "adaptive", "floor_alpha": 0.5}, "prefill='sparse'"),
     ],
 )
-def test_a_setting_without_effect_is_refused_by_name(settings, switch):
+def test_a_setting_without_effect_is_refused_by_name(settings: Any, switch: str) -> None:
     name, value = next(iter(settings.items()))
     with pytest.raises(
         ValueError, match=f"{name} has no effect with .*: set {switch} or leave {name} out; got {value}"
@@ -292,7 +299,7 @@ def test_a_setting_without_effect_is_refused_by_name(settings, switch):
         SpecKVConfig(**settings)
 
 
-def test_defaults_and_settings_with_an_effect_pass():
+def test_defaults_and_settings_with_an_effect_pass() -> None:
     defaults = SpecKVConfig(floor_alpha=0.2, prefill_window_size=2048, prefill_vertical_size=2048)
     assert defaults == SpecKVConfig()
     assert SpecKVConfig(head_budgets="adaptive", floor_alpha=1).floor_alpha == 1

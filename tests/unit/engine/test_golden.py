@@ -1,21 +1,23 @@
 """The recorded results of the reference implementation (tests/golden/README.md)."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPC, SpecPCConfig, patch_model
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.prefill import prefill
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, Golden
 
 CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("speckv_*.json"))
 
 
-def test_all_cases_are_here():
+def test_all_cases_are_here() -> None:
     assert len(CASES) == 18
 
 
-def padded(ids, by):
+def padded(ids: Any, by: Any) -> Any:
     row = torch.tensor([[0] * by + ids])
     mask = torch.ones_like(row)
     mask[0, :by] = 0
@@ -24,7 +26,7 @@ def padded(ids, by):
 
 @pytest.mark.parametrize("pad", [0, 5, 200])
 @pytest.mark.parametrize("name", CASES)
-def test_kept_pairs_and_scores(golden, name, pad):
+def test_kept_pairs_and_scores(golden: Golden, name: Any, pad: int) -> None:
     case = golden.case(name)
     config = SpecKVConfig(**case["config"])
     ids, mask = padded(case["prompt_ids"], pad)
@@ -49,7 +51,7 @@ def test_kept_pairs_and_scores(golden, name, pad):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_lookahead_and_output(golden, name):
+def test_lookahead_and_output(golden: Golden, name: Any) -> None:
     case = golden.case(name)
     engine = SpecKV(
         golden.model(case["target_model"]), golden.model(case["draft_model"]), SpecKVConfig(**case["config"])
@@ -67,7 +69,7 @@ CASCADES = sorted(path.stem for path in (GOLDEN / "cases").glob("speckvpc_*.json
 
 @pytest.mark.parametrize("pad", [0, 5])
 @pytest.mark.parametrize("name", CASCADES)
-def test_the_cascade(golden, name, pad):
+def test_the_cascade(golden: Golden, name: Any, pad: int) -> None:
     case = golden.case(name)
     expected, settings = case["expected"], case["config"]
     config = SpecKVPCConfig(
@@ -98,11 +100,11 @@ def test_the_cascade(golden, name, pad):
     assert out[0].tolist() == [0] * pad + case["prompt_ids"] + expected["output_ids"]
 
 
-def test_all_cascades_are_here():
+def test_all_cascades_are_here() -> None:
     assert len(CASCADES) == 6
 
 
-def test_the_drop_in_of_the_papers_repository(golden):
+def test_the_drop_in_of_the_papers_repository(golden: Golden) -> None:
     case = golden.case("speckv_03")
     model, draft = golden.model(case["target_model"]), golden.model(case["draft_model"])
     ids = torch.tensor([case["prompt_ids"]])
@@ -119,7 +121,7 @@ def test_the_drop_in_of_the_papers_repository(golden):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_the_drop_in_with_specpc(golden):
+def test_the_drop_in_with_specpc(golden: Golden) -> None:
     case = golden.case("specpc_01")
     ids = torch.tensor([case["prompt_ids"]])
     patched = patch_model(

@@ -2,12 +2,14 @@
 
 import gc
 import weakref
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
+from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import GOLDEN, tiny_llama
 
@@ -15,24 +17,24 @@ TARGET = GOLDEN / "models" / "llama_target"
 
 
 @pytest.fixture
-def loaded(tmp_path):
+def loaded(tmp_path: Path) -> Any:
     """The examples' `model` and `draft_model`, loaded as there; tiny, but with the 8 layers that SpecPC's skips."""
-    model_kwargs = {"torch_dtype": "auto", "attn_implementation": "sdpa"}
+    model_kwargs: dict[str, Any] = {"torch_dtype": "auto", "attn_implementation": "sdpa"}
     tiny_llama(vocab_size=256, num_hidden_layers=10, hidden_size=32, head_dim=8).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(TARGET, **model_kwargs)
     return model, AutoModelForCausalLM.from_pretrained(tmp_path, **model_kwargs)
 
 
-def prompt(tokens):
+def prompt(tokens: Any) -> Any:
     return torch.randint(2, 256, (1, tokens), generator=torch.Generator().manual_seed(7))
 
 
-def fingerprint(model):
+def fingerprint(model: Any) -> Any:
     config = (model.config.to_dict(), model.generation_config.to_dict(), set(model.__dict__), type(model))
     return config, {name: (id(value), value.sum().item()) for name, value in model.named_parameters()}
 
 
-def check(model, patched, inputs, out, config, draft_model):
+def check(model: Any, patched: Any, inputs: Any, out: Any, config: Any, draft_model: Any) -> None:
     """The output is the prompt and 32 new tokens, those of the engine."""
     assert patched is not model
     assert torch.equal(out.sequences[:, : inputs.shape[1]], inputs)
@@ -43,7 +45,7 @@ def check(model, patched, inputs, out, config, draft_model):
     assert expected.usage.kept_prompt_tokens < inputs.shape[1] or expected.usage.kept_kv < inputs.shape[1]
 
 
-def test_the_readme_of_the_paper_speckv(loaded):
+def test_the_readme_of_the_paper_speckv(loaded: Any) -> None:
     model, draft_model = original, _ = loaded
     inputs, before = prompt(500), fingerprint(model)
 
@@ -65,7 +67,7 @@ def test_the_readme_of_the_paper_speckv(loaded):
     assert fingerprint(original) == before
 
 
-def test_the_readme_of_the_paper_specpc(loaded):
+def test_the_readme_of_the_paper_specpc(loaded: Any) -> None:
     model, draft_model = original, _ = loaded
     inputs, before = prompt(1500), fingerprint(model)
 
@@ -87,7 +89,7 @@ def test_the_readme_of_the_paper_specpc(loaded):
     assert fingerprint(original) == before
 
 
-def test_the_readme_of_the_paper_speckvpc(loaded):
+def test_the_readme_of_the_paper_speckvpc(loaded: Any) -> None:
     model, draft_model = original, _ = loaded
     inputs, before = prompt(500), fingerprint(model)
 
@@ -120,12 +122,20 @@ def test_the_readme_of_the_paper_speckvpc(loaded):
     assert fingerprint(original) == before
 
 
-def test_the_notebooks_of_the_paper_pass_what_a_tokenizer_returns(pair, tiny_tokenizer):
+def test_the_notebooks_of_the_paper_pass_what_a_tokenizer_returns(
+    pair: tuple[LoadedModel, LoadedModel], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     target, draft = pair
     model = patch_model(target.model, draft.model, SpecKVConfig(max_capacity_prompt=24, lookahead_tokens=4))
-    inputs = tiny_tokenizer("The old mill stands by the river. It was built in 1821. " * 3, return_tensors="pt")
-    inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    options = {"max_new_tokens": 5, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    encoded = tiny_tokenizer("The old mill stands by the river. It was built in 1821. " * 3, return_tensors="pt")
+    inputs: dict[str, Any] = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    options: dict[str, Any] = {
+        "max_new_tokens": 5,
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+    }
     options |= {"return_dict_in_generate": True, "pad_token_id": 0}
     with torch.inference_mode():
         unpacked, whole = model.generate(**inputs, **options), model.generate(inputs, **options)
@@ -134,7 +144,7 @@ def test_the_notebooks_of_the_paper_pass_what_a_tokenizer_returns(pair, tiny_tok
 
 
 @pytest.mark.parametrize("head_budgets", ["uniform", "adaptive"])
-def test_the_patched_model_follows_its_own_generation_config(loaded, head_budgets):
+def test_the_patched_model_follows_its_own_generation_config(loaded: Any, head_budgets: str) -> None:
     model, draft_model = loaded
     config = SpecKVConfig(max_capacity_prompt=64, lookahead_tokens=4, head_budgets=head_budgets)
     patched = patch_model(model, draft_model, config)
@@ -144,7 +154,7 @@ def test_the_patched_model_follows_its_own_generation_config(loaded, head_budget
     assert model.generation_config.eos_token_id != free[4]
 
 
-def test_several_patched_models_of_one_live_side_by_side_and_are_collected(loaded):
+def test_several_patched_models_of_one_live_side_by_side_and_are_collected(loaded: Any) -> None:
     model, draft_model = loaded
     ids, plain = prompt(200), model.generate(prompt(200), max_new_tokens=8)
     roomy = patch_model(model, draft_model, SpecKVConfig(max_capacity_prompt=400))
@@ -158,7 +168,7 @@ def test_several_patched_models_of_one_live_side_by_side_and_are_collected(loade
     assert gone() is None
 
 
-def test_what_cannot_be_patched(loaded):
+def test_what_cannot_be_patched(loaded: Any) -> None:
     model, draft_model = loaded
     with pytest.raises(InvalidInputError, match="config must be a SpecKVConfig.*got dict"):
         patch_model(model, draft_model, {"max_capacity_prompt": 256})

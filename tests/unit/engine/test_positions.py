@@ -1,8 +1,10 @@
 """Original positions of kept tokens: equal to a loop without a cache that is given the positions."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from draftapprox_integrations import (
     SpecKV,
@@ -30,18 +32,18 @@ LENGTHS = [(80,), (80, 61, 25)]  # 25 tokens fit SpecPC's 30
 NEW = 8
 
 
-def prompts_of(lengths):
+def prompts_of(lengths: Any) -> Any:
     ids, mask, _ = batch_of(lengths)
     return ids, mask, [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def causal(tokens):
+def causal(tokens: Any) -> Any:
     """A mask that transformers takes as it is, so that it infers nothing about positions."""
     return torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
 
 
 @torch.no_grad()
-def naive_kept(name, row, positions, lookahead, config):
+def naive_kept(name: Any, row: Any, positions: Any, lookahead: Any, config: Any) -> Any:
     """SpecKV's selection by loops over eager attention: layer -> LongTensor [1, kv_heads, capacity]."""
     model = model_of(name, "eager")
     whole = torch.cat([row, lookahead])
@@ -63,7 +65,7 @@ def naive_kept(name, row, positions, lookahead, config):
 
 
 @torch.no_grad()
-def naive_answer(name, row, positions, kept):
+def naive_answer(name: Any, row: Any, positions: Any, kept: Any) -> Any:
     """Greedy tokens and their logits, one whole forward pass for each; `kept` pairs only, where it is given."""
     model = model_of(name, "test_sdpa_masked" if kept else "sdpa")
     whole, at, logits = row, positions, []
@@ -81,7 +83,7 @@ def naive_answer(name, row, positions, kept):
 @pytest.mark.parametrize("lengths", LENGTHS, ids=["one", "padded"])
 @pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_logits_and_tokens_equal_a_loop_that_is_told_the_positions(name, config, lengths):
+def test_logits_and_tokens_equal_a_loop_that_is_told_the_positions(name: str, config: Any, lengths: Any) -> None:
     _, _, rows = prompts_of(lengths)
     target, draft = model_of(name), family("qwen3", "sdpa")
     seen = []
@@ -108,7 +110,9 @@ def test_logits_and_tokens_equal_a_loop_that_is_told_the_positions(name, config,
 
 
 @pytest.mark.parametrize("config", list(CONFIGS.values()), ids=list(CONFIGS))
-def test_a_row_of_a_batch_a_stream_and_the_drop_in_write_the_same(tiny_tokenizer, config):
+def test_a_row_of_a_batch_a_stream_and_the_drop_in_write_the_same(
+    tiny_tokenizer: PreTrainedTokenizerFast, config: Any
+) -> None:
     target = tiny_llama(eos_token_id=None)
     target.generation_config.eos_token_id = None
     draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
@@ -126,11 +130,11 @@ def test_a_row_of_a_batch_a_stream_and_the_drop_in_write_the_same(tiny_tokenizer
     assert out[:, 80:].tolist() == [found.token_ids for found in together]
 
 
-def test_renumbering_is_the_default_and_prompts_that_fit_are_left_alone():
+def test_renumbering_is_the_default_and_prompts_that_fit_are_left_alone() -> None:
     _, _, rows = prompts_of((80,))
     target, draft = model_of("llama"), family("qwen3", "sdpa")
 
-    def first_logits(row, **changes):
+    def first_logits(row: Any, **changes: Any) -> Any:
         seen = []
         SpecKV(target, draft, SPECPC, **changes).generate(
             row, max_new_tokens=1, logits_processor=[lambda _, scores: seen.append(scores.clone()) or scores]
@@ -143,7 +147,7 @@ def test_renumbering_is_the_default_and_prompts_that_fit_are_left_alone():
     assert torch.equal(first_logits(rows[0][:25]), first_logits(rows[0][:25], positions="original"))
 
 
-def test_the_lookahead_goes_on_after_the_prompts_last_position():
+def test_the_lookahead_goes_on_after_the_prompts_last_position() -> None:
     ids, mask, lookahead = batch_of((20, 14))
     view, seen = attention_view(model_of("llama")), []
     handle = view.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
@@ -161,7 +165,7 @@ def test_the_lookahead_goes_on_after_the_prompts_last_position():
     assert seen[0]["position_ids"][1, 6:].tolist() == list(range(5, 23))
 
 
-def test_the_whole_prompt_must_fit_the_window():
+def test_the_whole_prompt_must_fit_the_window() -> None:
     target, draft = model_of("llama"), tiny_llama(vocab_size=128)
     row = [3] * 500
     with pytest.raises(InvalidInputError, match="500 tokens.*beyond its window of 512 with 13.*'renumber'"):
@@ -173,7 +177,7 @@ def test_the_whole_prompt_must_fit_the_window():
     SpecKV(target, draft, SPECPC).generate(row, max_new_tokens=13)
 
 
-def test_a_model_without_positions_is_refused():
+def test_a_model_without_positions_is_refused() -> None:
     target = BloomForCausalLM(BloomConfig(vocab_size=128, hidden_size=16, n_layer=2, n_head=2)).eval()
     with pytest.raises(UnsupportedModelError, match="BloomForCausalLM cannot be told positions"):
         SpecKV(target, family("qwen3", "sdpa"), SPECPC, positions="original")
@@ -182,7 +186,7 @@ def test_a_model_without_positions_is_refused():
 
 
 @pytest.mark.parametrize("make", [SpecKV, patch_model, lambda *args, **kw: shared_engine(*args, **kw)])
-def test_positions_that_mean_nothing_are_refused(make):
+def test_positions_that_mean_nothing_are_refused(make: Any) -> None:
     target, draft = model_of("llama"), family("qwen3", "sdpa")
     with pytest.raises(InvalidInputError, match="positions='original' needs SpecPC"):
         make(target, draft, SpecKVConfig(), positions="original")
@@ -191,7 +195,7 @@ def test_positions_that_mean_nothing_are_refused(make):
             make(target, draft, config, positions="old")
 
 
-def test_shared_engines_differ_by_positions():
+def test_shared_engines_differ_by_positions() -> None:
     target, draft = model_of("llama"), family("qwen3", "sdpa")
     original = shared_engine(target, draft, SPECPC, positions="original")
     assert original.positions == "original"
@@ -199,7 +203,7 @@ def test_shared_engines_differ_by_positions():
     assert shared_engine(target, draft, SPECPC).positions == "renumber"
 
 
-def test_a_saved_cascade_is_loaded_from_dicts():
+def test_a_saved_cascade_is_loaded_from_dicts() -> None:
     saved = {"specpc_config": {"max_capacity_prompt": 30}, "speckv_config": {"kernel_size": 3}}
     config = SpecKVPCConfig(
         specpc_config=SpecPCConfig(max_capacity_prompt=30), speckv_config=SpecKVConfig(kernel_size=3)
@@ -209,7 +213,7 @@ def test_a_saved_cascade_is_loaded_from_dicts():
         SpecKVPCConfig(speckv_config=SPECPC)
 
 
-def test_the_loader_gives_models_whose_positions_count():
+def test_the_loader_gives_models_whose_positions_count() -> None:
     """A position beyond the last is not the same as one that was counted: the models of these tests can tell."""
     target = load_model(model_of("qwen2")).model
     ids = torch.arange(10)[None]

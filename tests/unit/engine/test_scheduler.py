@@ -5,12 +5,15 @@ import gc
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
+from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
 from draftapprox_integrations.engine.requests import Request, Sampling
 from draftapprox_integrations.engine.scheduler import Scheduler
 from draftapprox_integrations.engine.streams import Stream
@@ -30,19 +33,19 @@ LONG = "The old mill stands by the river. It was built in 1821 by Anton Berg. To
 
 
 @pytest.fixture
-def pair(tiny_tokenizer):
+def pair(tiny_tokenizer: PreTrainedTokenizerFast) -> Any:
     target = tiny_llama(eos_token_id=None)
     target.generation_config.eos_token_id = None
     draft = tiny_llama(num_hidden_layers=2, hidden_size=32, head_dim=8)
     return load_model((target, tiny_tokenizer)), load_model((draft, tiny_tokenizer))
 
 
-def prompts(count):
+def prompts(count: Any) -> Any:
     return [f"{number}. {LONG[number:]}" for number in range(count)]
 
 
 @contextmanager
-def on_forward(model, hook):
+def on_forward(model: Any, hook: Any) -> Iterator[Any]:
     """Call `hook()` before each forward pass of the model, in the thread that runs it."""
     handle = model.register_forward_pre_hook(lambda *_: hook())
     try:
@@ -52,13 +55,13 @@ def on_forward(model, hook):
 
 
 @pytest.mark.thorough
-async def test_32_streams_at_once_half_of_them_cancelled(pair):
+async def test_32_streams_at_once_half_of_them_cancelled(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT)
     loop, first_piece = asyncio.get_running_loop(), asyncio.Event()
     texts = prompts(32)
     alone = [engine.generate(text, max_new_tokens=24)[0].text for text in texts]
 
-    async def read(number):
+    async def read(number: Any) -> Any:
         found = ""
         async for piece in engine.astream(texts[number], max_new_tokens=24):
             found += piece
@@ -67,7 +70,7 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
                 break  # the reader leaves
         return found
 
-    def wait_for_the_loop():  # during every step of the target: fails if generating blocks the event loop
+    def wait_for_the_loop() -> None:  # during every step of the target: fails if generating blocks the event loop
         turned = threading.Event()
         loop.call_soon_threadsafe(turned.set)
         assert turned.wait(60)
@@ -86,7 +89,7 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair):
     assert engine.generate(texts[0], max_new_tokens=24)[0].text == alone[0]
 
 
-def test_waiting_requests_of_one_kind_run_as_one_batch(pair):
+def test_waiting_requests_of_one_kind_run_as_one_batch(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT)
     streams = engine.submit(prompts(8), max_new_tokens=5)
     streams += engine.submit(prompts(2), max_new_tokens=3, stop="e")  # other lengths and stops fit in
@@ -100,7 +103,7 @@ def test_waiting_requests_of_one_kind_run_as_one_batch(pair):
     assert all(result.timings["queued"] >= 0 for result in results)
 
 
-def test_company_does_not_change_an_answer(pair):
+def test_company_does_not_change_an_answer(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT)
     texts = [*prompts(5), "short", "quite short"]
     options = [{"max_new_tokens": 4 + number, "stop": "a" if number % 2 else ()} for number in range(7)]
@@ -116,17 +119,18 @@ def test_company_does_not_change_an_answer(pair):
 class FakePipeline:
     """Records the first id of each prompt; its first batch lasts until all calls are queued."""
 
-    def __init__(self):
-        self.order, self.started, self.all_queued = [], threading.Event(), threading.Event()
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.started, self.all_queued = threading.Event(), threading.Event()
 
-    def run(self, requests):
+    def run(self, requests: Any) -> Any:
         self.started.set()
         assert self.all_queued.wait(60)
         self.order.extend(request.prompt_ids[0] for request in requests)
         return [Generation("", [], Usage(1, 0, 1, 1), {}, "length") for _ in requests]
 
 
-def order_of(calls, max_batch_size=1):
+def order_of(calls: Any, max_batch_size: int = 1) -> Any:
     """The order in which the prompts of several calls run; each call is a list of prompt lengths."""
     pipeline = FakePipeline()
     scheduler = Scheduler(pipeline, max_batch_size)
@@ -144,13 +148,13 @@ def order_of(calls, max_batch_size=1):
     return pipeline.order[1:]
 
 
-def test_calls_take_turns():
+def test_calls_take_turns() -> None:
     assert order_of([[5] * 4, [5], [5] * 2]) == [0, 100, 200, 1, 201, 2, 3]
     # batches reach over calls, but not over lengths too different to share one without much padding
     assert order_of([[5, 500], [5], [500]], max_batch_size=8) == [0, 100, 200, 1]
 
 
-async def test_a_cancelled_request_that_still_waits_is_never_run(pair):
+async def test_a_cancelled_request_that_still_waits_is_never_run(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT)
     first, *waiting = await engine.asubmit(prompts(9), max_new_tokens=20, temperature=0.5, seed=3)
     for stream in waiting:
@@ -164,13 +168,13 @@ async def test_a_cancelled_request_that_still_waits_is_never_run(pair):
 
 
 @pytest.mark.parametrize("stage", ["lookahead", "prefill"])
-def test_cancelling_before_the_first_token(pair, stage):
+def test_cancelling_before_the_first_token(pair: tuple[LoadedModel, LoadedModel], stage: str) -> None:
     engine = SpecKV(*pair, SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=500))
     (stream,) = engine.submit(LONG, max_new_tokens=2)
     draft_steps, target_layers = [], []
     layer = pair[0].model.model.layers[0] if stage == "lookahead" else None
 
-    def cancel_in_lookahead(*_):
+    def cancel_in_lookahead(*_: Any) -> None:
         draft_steps.append(1)
         if stage == "lookahead" and len(draft_steps) == 3:
             stream.cancel()
@@ -189,15 +193,15 @@ def test_cancelling_before_the_first_token(pair, stage):
     assert layer is None or engine.generate(LONG, max_new_tokens=2)
 
 
-def test_a_timeout_ends_the_generation(pair):
+def test_a_timeout_ends_the_generation(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT)
     for generate in (
         lambda **kw: list(engine.stream(LONG, **kw)),
         lambda **kw: asyncio.run(engine.agenerate(LONG, **kw)),
     ):
-        timed_out, steps = threading.Event(), []
+        timed_out, steps = threading.Event(), list[int]()
 
-        def pause(timed_out=timed_out, steps=steps):
+        def pause(timed_out: Any = timed_out, steps: Any = steps) -> None:
             steps.append(1)
             assert timed_out.wait(60)
 
@@ -212,13 +216,13 @@ def test_a_timeout_ends_the_generation(pair):
     assert list(engine.stream(LONG, max_new_tokens=2, timeout=60))
 
 
-def test_an_error_reaches_the_request_it_belongs_to(pair):
+def test_an_error_reaches_the_request_it_belongs_to(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target, draft = pair
     engine = SpecKV(target, draft, TIGHT)
     texts = prompts(4)
     expected = [engine.generate(text, max_new_tokens=6)[0].token_ids for text in texts]
 
-    def too_much(module, args, kwargs):  # as running out of memory would: only in company
+    def too_much(module: Any, args: Any, kwargs: Any) -> None:  # as running out of memory would: only in company
         if kwargs["input_ids"].shape[0] > 1:
             raise RuntimeError("out of memory")
 
@@ -227,7 +231,7 @@ def test_an_error_reaches_the_request_it_belongs_to(pair):
     assert [stream.result().token_ids for stream in streams] == expected  # each again by itself
     handle.remove()
 
-    def broken(module, args, kwargs):
+    def broken(module: Any, args: Any, kwargs: Any) -> None:
         raise RuntimeError("out of order")
 
     handle = draft.model.register_forward_pre_hook(broken, with_kwargs=True)
@@ -238,14 +242,14 @@ def test_an_error_reaches_the_request_it_belongs_to(pair):
     assert [stream.result().token_ids for stream in engine.submit(texts, max_new_tokens=6)] == expected
 
 
-def test_a_row_whose_logits_are_nan_fails_alone(pair):
+def test_a_row_whose_logits_are_nan_fails_alone(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target, _ = pair
     engine = SpecKV(*pair, SpecKVConfig(max_capacity_prompt=4000))
     texts = ["Bread is baked.", "Bridges are red.", "Mills are old."]
     expected = engine.generate(texts, max_new_tokens=8)
     steps = []
 
-    def poison(module, args, output):
+    def poison(module: Any, args: Any, output: Any) -> None:
         steps.append(1)
         if len(steps) == 4:
             output.logits[1] = torch.nan
@@ -259,7 +263,7 @@ def test_a_row_whose_logits_are_nan_fails_alone(pair):
     handle.remove()
 
 
-def test_closing_ends_what_runs_and_frees_the_memory(tiny_tokenizer):
+def test_closing_ends_what_runs_and_frees_the_memory(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     target, draft = tiny_llama(eos_token_id=None), tiny_llama()
     target.generation_config.eos_token_id = None
     gone = [weakref.ref(target), weakref.ref(target.lm_head.weight), weakref.ref(draft)]
@@ -282,7 +286,7 @@ def test_closing_ends_what_runs_and_frees_the_memory(tiny_tokenizer):
     assert [ref() for ref in gone] == [None] * 3
 
 
-def test_an_engine_that_nobody_holds_goes_by_itself(tiny_tokenizer):
+def test_an_engine_that_nobody_holds_goes_by_itself(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     target = tiny_llama()
     gone = weakref.ref(target)
     engine = SpecKV((target, tiny_tokenizer), "self", TIGHT)
@@ -296,7 +300,7 @@ def test_an_engine_that_nobody_holds_goes_by_itself(tiny_tokenizer):
     assert gone() is None
 
 
-def test_the_target_drafts_for_itself(pair):
+def test_the_target_drafts_for_itself(pair: tuple[LoadedModel, LoadedModel]) -> None:
     target, _ = pair
     config = SpecKVConfig(max_capacity_prompt=24, window_size=8, lookahead_tokens=6)
     engine = SpecKV(target, "self", config)
@@ -309,15 +313,15 @@ def test_the_target_drafts_for_itself(pair):
     handle = target.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    (found,) = engine.generate(LONG * 10, max_new_tokens=3)
+    (answered,) = engine.generate(LONG * 10, max_new_tokens=3)
     handle.remove()
-    assert len(found.lookahead_ids) == 6
+    assert len(answered.lookahead_ids) == 6
     tokens = len(target.tokenizer(LONG * 10)["input_ids"])
     assert seen[0] == tokens // 4  # it drafted from a quarter of the prompt
 
 
 @pytest.mark.parametrize("name", ["specpc", "speckvpc"])
-def test_a_shorter_prompt_for_the_target(pair, name):
+def test_a_shorter_prompt_for_the_target(pair: tuple[LoadedModel, LoadedModel], name: str) -> None:
     target, draft = pair
     specpc = SpecPCConfig(max_capacity_prompt=80, window_size=16)
     config = specpc if name == "specpc" else SpecKVPCConfig(specpc_config=specpc, speckv_config=TIGHT)
@@ -345,10 +349,10 @@ def test_a_shorter_prompt_for_the_target(pair, name):
         SpecKV(target, None, config)
 
 
-def tiny_pair_with_window(target, window):
+def tiny_pair_with_window(target: Any, window: Any) -> Any:
     return load_model((tiny_llama(max_position_embeddings=window), target.tokenizer))
 
 
-def test_bad_batch_sizes(pair):
+def test_bad_batch_sizes(pair: tuple[LoadedModel, LoadedModel]) -> None:
     with pytest.raises(ValueError, match="max_batch_size must be an integer >= 1; got 0"):
         SpecKV(*pair, TIGHT, max_batch_size=0)

@@ -1,5 +1,7 @@
 """Retrieval parts: spans of text that was compressed twice."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +9,7 @@ from draftapprox_integrations.frameworks.items import compose_spans
 
 
 @given(st.data())
-def test_spans_of_a_second_compression_point_into_the_original(data):
+def test_spans_of_a_second_compression_point_into_the_original(data: Any) -> None:
     original = data.draw(st.text(min_size=1, max_size=40))
     separator = data.draw(st.sampled_from(["", " ", "..."]))
     cuts = sorted(data.draw(st.sets(st.integers(0, len(original)), min_size=2, max_size=8)))

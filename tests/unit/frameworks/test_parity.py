@@ -1,6 +1,7 @@
 """Both frameworks' parts side by side: the same parameters, in the same order, with the same defaults."""
 
 import inspect
+from typing import Any
 
 import pytest
 
@@ -41,14 +42,14 @@ LLM = {
 }
 
 
-def parameters(part):
+def parameters(part: Any) -> Any:
     """The part's own parameters with their defaults: what its constructor names."""
     found = inspect.signature(part.__init__ if isinstance(part, type) else part).parameters
     named = {name: parameter.default for name, parameter in found.items() if name != "self"}
     return {name: default for name, default in named.items() if name not in ("fields", "options")}
 
 
-def test_retrieval_parts():
+def test_retrieval_parts() -> None:
     compressor, postprocessor = parameters(langchain.SpecPCCompressor), parameters(llama_index.SpecPCPostprocessor)
     assert list(compressor.items()) == list(postprocessor.items()) == list(RETRIEVAL.items())
     middleware = parameters(langchain.SpecPCMiddleware)
@@ -58,12 +59,12 @@ def test_retrieval_parts():
     assert list(middleware.items()) == list((shared | alone).items())
 
 
-def test_llm_parts():
+def test_llm_parts() -> None:
     for part in (langchain.ChatSpecKV, langchain.SpecKVLLM, llama_index.SpecKVLLM):
         assert list(parameters(part).items()) == list(LLM.items())
 
 
-def test_rag_helpers():
+def test_rag_helpers() -> None:
     chain, engine = parameters(langchain.rag_chain), parameters(llama_index.rag_query_engine)
     assert list(chain) == list(engine) == ["retriever", "llm", "compressor", "prompt"]
     assert chain == engine
@@ -79,7 +80,7 @@ def test_rag_helpers():
         (llama_index.SpecKVLLM, LLM),
     ],
 )
-def test_help_shows_them_first_and_they_are_fields(part, documented):
+def test_help_shows_them_first_and_they_are_fields(part: Any, documented: Any) -> None:
     shown = list(inspect.signature(part).parameters)
     assert shown[: len(documented)] == list(documented)
     assert documented.keys() <= part.model_fields.keys()

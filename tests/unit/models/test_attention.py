@@ -2,6 +2,7 @@
 
 import threading
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from draftapprox_integrations.models.attention import StopForward, attention_vie
 from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 from tests.conftest import tiny_llama
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -26,7 +27,7 @@ TINY = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "llama": {"head_dim": 16},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
@@ -36,13 +37,13 @@ FAMILIES = {
 }
 
 
-def family(name, implementation):
+def family(name: Any, implementation: Any) -> Any:
     torch.manual_seed(3)
     config = AutoConfig.for_model(name, **(TINY | FAMILIES[name]))
     return AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
 
 
-def eager_importance(model, row, window, config, layers=None):
+def eager_importance(model: Any, row: Any, window: Any, config: Any, layers: Any = None) -> Any:
     """What the docs say, written as loops over the attention matrices that eager attention returns.
 
     `layers` are those that have attention, if not all.
@@ -74,7 +75,7 @@ def eager_importance(model, row, window, config, layers=None):
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_scores_equal_eager_attention(name, reduction):
+def test_scores_equal_eager_attention(name: Any, reduction: str) -> None:
     config = SpecPCConfig(reduction_type=reduction, lookahead_tokens=3, starting_layer_index=1)
     lengths = [40, 29, 33]
     rows = [torch.randint(0, 128, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
@@ -91,7 +92,7 @@ def test_scores_equal_eager_attention(name, reduction):
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_chunked_prefill_equals_one_pass(name):
+def test_chunked_prefill_equals_one_pass(name: Any) -> None:
     view = attention_view(family(name, "sdpa"))
     ids = torch.randint(0, 128, (2, 50), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)
@@ -102,7 +103,7 @@ def test_chunked_prefill_equals_one_pass(name):
         torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-4, atol=2e-5)
 
 
-def test_the_model_is_left_alone():
+def test_the_model_is_left_alone() -> None:
     model = tiny_llama()
     ids = torch.arange(20)[None]
     before = {name: id(getattr(module, "forward", None).__func__) for name, module in model.named_modules()}
@@ -120,16 +121,17 @@ def test_the_model_is_left_alone():
 
 
 class Counter:
-    def __init__(self, stop_at=None):
-        self.layers, self.stop_at = [], stop_at
+    def __init__(self, stop_at: Any = None) -> None:
+        self.layers: list[Any] = []
+        self.stop_at = stop_at
 
-    def observe(self, layer, query, key, mask, scaling):
+    def observe(self, layer: Any, query: Any, key: Any, mask: Any, scaling: Any) -> None:
         self.layers.append(layer)
         if layer == self.stop_at:
             raise StopForward
 
 
-def test_observing_ends_with_the_block_even_after_an_exception():
+def test_observing_ends_with_the_block_even_after_an_exception() -> None:
     view, ids, counter = attention_view(tiny_llama()), torch.arange(9)[None], Counter()
     with pytest.raises(IndexError), observing(counter):
         view(torch.tensor([[9999]]))  # no such token
@@ -139,7 +141,7 @@ def test_observing_ends_with_the_block_even_after_an_exception():
     assert counter.layers == [0, 1, 2, 3]
 
 
-def test_other_threads_are_not_observed():
+def test_other_threads_are_not_observed() -> None:
     view, ids, counter = attention_view(tiny_llama()), torch.arange(9)[None], Counter()
     with observing(counter):
         thread = threading.Thread(target=lambda: view(ids))
@@ -148,7 +150,7 @@ def test_other_threads_are_not_observed():
     assert counter.layers == []
 
 
-def test_stop_forward_runs_nothing_further():
+def test_stop_forward_runs_nothing_further() -> None:
     view, counter, reached = attention_view(tiny_llama()), Counter(stop_at=2), []
     handles = [
         module.register_forward_hook(lambda module, args, out, name=name: reached.append(name))
@@ -165,7 +167,7 @@ def test_stop_forward_runs_nothing_further():
     )
 
 
-def test_no_lm_head_and_no_last_mlp_when_nothing_is_drafted():
+def test_no_lm_head_and_no_last_mlp_when_nothing_is_drafted() -> None:
     view, reached = attention_view(tiny_llama()), []
     for name, module in view.named_modules():
         module.register_forward_hook(lambda module, args, out, name=name: reached.append(name))
@@ -178,7 +180,7 @@ def test_no_lm_head_and_no_last_mlp_when_nothing_is_drafted():
 
 @pytest.mark.parametrize("budget", [1, 100, 1 << 22])
 @pytest.mark.parametrize("masked", [None, "bool", "float"])
-def test_tail_attention_in_pieces_equals_softmax(budget, masked):
+def test_tail_attention_in_pieces_equals_softmax(budget: Any, masked: str | None) -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 6, 9, 8), torch.randn(2, 3, 14, 8)
     allowed = torch.ones(9, 14, dtype=torch.bool).tril(5).repeat(2, 1, 1, 1)
@@ -198,7 +200,7 @@ def test_tail_attention_in_pieces_equals_softmax(budget, masked):
     torch.testing.assert_close(found, expected)
 
 
-def test_eos_ends_a_row_but_not_its_neighbours():
+def test_eos_ends_a_row_but_not_its_neighbours() -> None:
     model = tiny_llama()
     view = attention_view(model)
     ids = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(8))
@@ -218,7 +220,7 @@ def test_eos_ends_a_row_but_not_its_neighbours():
     torch.testing.assert_close(stopped.scores[0], shorter.scores[0])
 
 
-def test_soft_capped_attention_is_refused():
+def test_soft_capped_attention_is_refused() -> None:
     config = Gemma2Config(**(TINY | {"head_dim": 16, "attn_logit_softcapping": 5.0}))
     model = Gemma2ForCausalLM(config).eval()
     with pytest.raises(UnsupportedModelError, match="Choose another draft"):
@@ -227,7 +229,7 @@ def test_soft_capped_attention_is_refused():
         )
 
 
-def test_attention_sinks_are_refused():
+def test_attention_sinks_are_refused() -> None:
     config = AutoConfig.for_model(
         "gpt_oss", **(TINY | {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1})
     )
@@ -241,7 +243,7 @@ def test_attention_sinks_are_refused():
         )
 
 
-def test_nan_weights_are_an_error_that_says_what_to_do():
+def test_nan_weights_are_an_error_that_says_what_to_do() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[1].self_attn.k_proj.weight[0, 0] = torch.nan

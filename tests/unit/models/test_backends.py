@@ -5,7 +5,10 @@ masks, unpadding and the choice of kernel are transformers'.
 """
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +34,8 @@ from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
 pytestmark = pytest.mark.thorough
 
-SPECKV = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
-SPECPC = {"max_capacity_prompt": 30, "window_size": 6, "kernel_size": 5}
+SPECKV: dict[str, Any] = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
+SPECPC: dict[str, Any] = {"max_capacity_prompt": 30, "window_size": 6, "kernel_size": 5}
 CASCADE = SpecKVPCConfig(specpc_config=SpecPCConfig(**SPECPC), speckv_config=SpecKVConfig(**SPECKV))
 CONFIGS = {
     "speckv": SpecKVConfig(**SPECKV),
@@ -47,7 +50,7 @@ CONFIGS = {
 NEW = 8
 
 
-def positions_of(name):
+def positions_of(name: Any) -> Any:
     """The engine's `positions` for a name in CONFIGS."""
     return "original" if name.endswith("original") else "renumber"
 
@@ -55,11 +58,11 @@ def positions_of(name):
 class Kernels(ModuleType):
     """flash_attn as its documentation has it: causal to the lower right, windows, sequences one after the other."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("flash_attn")
-        self.calls = []
+        self.calls: list[str] = []
 
-    def _attend(self, q, k, v, scale, causal, window):
+    def _attend(self, q: Any, k: Any, v: Any, scale: Any, causal: Any, window: Any) -> Any:
         left, right = window
         offset = len(k) - len(q)
         rows, columns = torch.arange(len(q))[:, None] + offset, torch.arange(len(k))
@@ -75,15 +78,25 @@ class Kernels(ModuleType):
         logits = torch.einsum("qhd,khd->hqk", q, k) * scale
         return torch.einsum("hqk,khd->qhd", logits.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
-    def flash_attn_func(self, q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
+    def flash_attn_func(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        dropout_p: float = 0.0,
+        softmax_scale: Any = None,
+        causal: bool = False,
+        window_size: Any = (-1, -1),
+    ) -> Any:
         self.calls.append("dense")
         rows = [self._attend(*row, softmax_scale, causal, window_size) for row in zip(q, k, v, strict=True)]
         return torch.stack(rows)
 
     def flash_attn_varlen_func(
-        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,
-        causal=False, window_size=(-1, -1),
-    ):  # fmt: skip
+        self, q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any,
+        max_seqlen_q: Any, max_seqlen_k: Any, dropout_p: float = 0.0, softmax_scale: Any = None,
+        causal: bool = False, window_size: Any = (-1, -1),
+    ) -> Any:  # fmt: skip
         self.calls.append("varlen")
         out = torch.zeros_like(q)
         pieces = zip(cu_seqlens_q.unfold(0, 2, 1).tolist(), cu_seqlens_k.unfold(0, 2, 1).tolist(), strict=True)
@@ -91,13 +104,14 @@ class Kernels(ModuleType):
             out[a:b] = self._attend(q[a:b], k[c:d], v[c:d], softmax_scale, causal, window_size)
         return out
 
-    def flash_attn_with_kvcache(self, *args, **kwargs):
+    def flash_attn_with_kvcache(self, *args: Any, **kwargs: Any) -> None:
         raise AssertionError("paged caches are not ours")
 
 
 @pytest.fixture
-def kernels(monkeypatch):
-    found, padding = Kernels(), ModuleType("flash_attn.bert_padding")
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    found = Kernels()
+    padding: Any = ModuleType("flash_attn.bert_padding")
     padding.pad_input, padding.unpad_input = flash_utils._pad_input, flash_utils._unpad_input
     monkeypatch.setitem(sys.modules, "flash_attn", found)
     monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
@@ -107,12 +121,12 @@ def kernels(monkeypatch):
     flash_utils._loaded_implementation = None
 
 
-def rows_of(lengths):
+def rows_of(lengths: Any) -> Any:
     ids, mask, _ = batch_of(lengths)
     return ids, mask, [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def generated(target, draft, method, rows):
+def generated(target: Any, draft: Any, method: Any, rows: Any) -> Any:
     """Ids, and logits of each step."""
     seen = []
     found = SpecKV(target, draft, CONFIGS[method], positions=positions_of(method)).generate(
@@ -124,7 +138,7 @@ def generated(target, draft, method, rows):
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 25), (80, 61, 9)], ids=["one", "padded", "one fits whole"])
 @pytest.mark.parametrize("method", list(CONFIGS))
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
-def test_flash_attention_gives_what_sdpa_gives(kernels, name, method, lengths):
+def test_flash_attention_gives_what_sdpa_gives(kernels: Any, name: str, method: Any, lengths: Any) -> None:
     _, _, rows = rows_of(lengths)
     expected = generated(model_of(name), family("qwen3", "sdpa"), method, rows)
     assert not kernels.calls
@@ -137,7 +151,7 @@ def test_flash_attention_gives_what_sdpa_gives(kernels, name, method, lengths):
 
 
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 25)], ids=["one", "padded"])
-def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels, lengths):
+def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels: Any, lengths: Any) -> None:
     ids, mask, lookahead = batch_of(lengths)
     model = model_of("llama", "flash_attention_2")
     view = attention_view(model)
@@ -158,7 +172,7 @@ def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels,
     assert len(kernels.calls) == calls
 
 
-def test_who_decodes(kernels):
+def test_who_decodes(kernels: Any) -> None:
     """The user's kernel, but where heads are ragged."""
     _, _, rows = rows_of((80,))
     for name, users in {"speckv": True, "specpc": True, "adaptive": False, "cascade, original": True}.items():
@@ -168,10 +182,10 @@ def test_who_decodes(kernels):
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_gaps_are_one_prompt_to_flash_attention(kernels, first):
+def test_gaps_are_one_prompt_to_flash_attention(kernels: Any, first: int) -> None:
     """transformers looks in positions for several prompts in one row; the first token need not be the prompt's."""
     ids, positions = torch.arange(5, 17)[None], torch.tensor([[first, 4, 5, 9, 10, 11, 12, 13, 20, 21, 22, 23]])
-    options = {"position_ids": positions, "max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    options: dict[str, Any] = {"position_ids": positions, "max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
     options |= {"return_dict_in_generate": True, "output_logits": True}
     expected = model_of("llama").generate(ids, **options).logits[0]
     found = model_of("llama", "flash_attention_2").generate(ids, **options).logits[0]
@@ -179,7 +193,7 @@ def test_gaps_are_one_prompt_to_flash_attention(kernels, first):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_drop_in_with_flash_attention(kernels):
+def test_the_drop_in_with_flash_attention(kernels: Any) -> None:
     ids, mask, _ = rows_of((80, 61, 25))
     for name, config in CONFIGS.items():
         out = []
@@ -192,7 +206,7 @@ def test_the_drop_in_with_flash_attention(kernels):
 
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
 @pytest.mark.parametrize("method", list(CONFIGS))
-def test_eager_gives_what_sdpa_gives(method, lengths):
+def test_eager_gives_what_sdpa_gives(method: Any, lengths: Any) -> None:
     _, _, rows = rows_of(lengths)
     expected = generated(model_of("gemma3_text"), family("qwen3", "sdpa"), method, rows)
     found = generated(model_of("gemma3_text", "eager"), family("qwen3", "eager"), method, rows)
@@ -203,13 +217,14 @@ def test_eager_gives_what_sdpa_gives(method, lengths):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
 @pytest.mark.parametrize("method", list(CONFIGS))
-def test_flex_attention_gives_what_sdpa_gives(monkeypatch, method, lengths):
+def test_flex_attention_gives_what_sdpa_gives(monkeypatch: pytest.MonkeyPatch, method: Any, lengths: Any) -> None:
     # its unfused form: compiling needs a C++ compiler
-    mask = masking_utils.create_block_mask
+    mask = masking_utils.create_block_mask  # type: ignore[attr-defined]
     monkeypatch.setattr(
         masking_utils, "create_block_mask", lambda *args, **kw: mask(*args, **(kw | {"_compile": False}))
     )
-    monkeypatch.setattr(flex_utils.WrappedFlexAttention, "__call__", lambda self: flex_utils.flex_attention)
+    unfused = flex_utils.flex_attention  # type: ignore[attr-defined]
+    monkeypatch.setattr(flex_utils.WrappedFlexAttention, "__call__", lambda self: unfused)
     _, _, rows = rows_of(lengths)
     expected = generated(model_of("llama"), family("qwen3", "sdpa"), method, rows)
     found = generated(model_of("llama", "flex_attention"), family("qwen3", "flex_attention"), method, rows)
@@ -217,7 +232,7 @@ def test_flex_attention_gives_what_sdpa_gives(monkeypatch, method, lengths):
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
-def test_load_model_passes_the_implementation_on(tmp_path):
+def test_load_model_passes_the_implementation_on(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     plain, eager = load_model(tmp_path), load_model(tmp_path, attn_implementation="eager", dtype="bfloat16")
     assert plain.model.config._attn_implementation == "sdpa"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -40,7 +42,7 @@ def result(*passages: CompressedPassage, query: str = "Why?", draft_tokens: int 
 class Reader(HTMLParser):
     """Reads what is shown: all text, and per passage the characters with their (kept, level)."""
 
-    def __init__(self, html: str):
+    def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[tuple[str, dict[str, str | None]]] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -85,7 +87,7 @@ class Reader(HTMLParser):
 
 
 @RENDERERS
-def test_header_and_cards(render):
+def test_header_and_cards(render: Any) -> None:
     shown = "|".join(Reader(render(result(passage("one", score=0.0417), passage("two", score=math.nan)))).shown)
     for expected in ("Why?", "5,000 → 1,250 (25.0%)", "1,300", "some/tokenizer", "draft-name"):
         assert expected in shown
@@ -97,7 +99,7 @@ def test_header_and_cards(render):
 
 
 @RENDERERS
-def test_path_of_tokenizer_is_shortened(render):
+def test_path_of_tokenizer_is_shortened(render: Any) -> None:
     html = render(replace(result(passage("x")), tokenizer="/home/someone/models/tok", draft="C:\\models\\draft"))
     assert "someone" not in html
     assert "C:" not in html
@@ -105,7 +107,7 @@ def test_path_of_tokenizer_is_shortened(render):
 
 
 @RENDERERS
-def test_nothing_kept_is_collapsed(render):
+def test_nothing_kept_is_collapsed(render: Any) -> None:
     reader = Reader(render(result(passage("gone", kept=[]), passage("here"), passage(""))))
     details = [attributes for tag, attributes in reader.tags if tag == "details"]
     assert ["open" in attributes for attributes in details] == [False, True, False]
@@ -115,7 +117,7 @@ def test_nothing_kept_is_collapsed(render):
 
 
 @RENDERERS
-def test_draft_that_did_not_run(render):
+def test_draft_that_did_not_run(render: Any) -> None:
     quiet = render(result(passage("all of it", score=math.nan), draft_tokens=0))
     assert NOTE in quiet
     assert "more attention" not in quiet
@@ -124,13 +126,13 @@ def test_draft_that_did_not_run(render):
 
 
 @RENDERERS
-def test_no_passages(render):
+def test_no_passages(render: Any) -> None:
     Reader(render(CompressionResult([], "", 0, 0, 10, "t", {}, "d", 0, Heatmap())))
 
 
 @RENDERERS
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1.0, 0.0])
-def test_odd_scores(render, bad):
+def test_odd_scores(render: Any, bad: Any) -> None:
     alone = Reader(render(result(passage("abc", heat=[(0, 3, bad)]))))
     assert alone.text() == "abc"
     assert alone.levels() == [0, 0, 0]
@@ -141,7 +143,7 @@ def test_odd_scores(render, bad):
 # ---------------------------------------------------------------------- heat
 
 
-def test_heat_is_monotone_and_robust():
+def test_heat_is_monotone_and_robust() -> None:
     """One huge score must not push all others to the bottom, and the order must survive."""
     scores = [1e6] + [0.001 * n for n in range(1, 200)]
     text = "x" * len(scores)
@@ -151,24 +153,24 @@ def test_heat_is_monotone_and_robust():
     assert set(levels) == set(range(LEVELS))
 
 
-def test_heat_scale_is_shared_by_the_passages():
+def test_heat_scale_is_shared_by_the_passages() -> None:
     hot, cold = passage("hot", heat=[(0, 3, 1.0)]), passage("cold", heat=[(0, 4, 0.001)])
     reader = Reader(render_page(result(hot, cold)))
     assert set(reader.levels(0)) == {LEVELS - 1}
     assert set(reader.levels(1)) == {0}
 
 
-def test_overlapping_tokens_show_the_hottest():
+def test_overlapping_tokens_show_the_hottest() -> None:
     heat = [(0, 1, 0.3), (0, 1, 1.0), (0, 1, 0.1), (1, 2, 0.0)]
     assert Reader(render_page(result(passage("\U0001f600b", heat=heat)))).levels() == [LEVELS - 1, 0]
 
 
-def test_neighbours_of_equal_heat_share_an_element():
+def test_neighbours_of_equal_heat_share_an_element() -> None:
     heat = [(n, n + 1, 0.5) for n in range(300)]
     assert render_fragment(result(passage("y" * 300, heat=heat))).count('<span class="a') == 1
 
 
-def test_space_goes_with_the_cooler_word():
+def test_space_goes_with_the_cooler_word() -> None:
     heat = [(0, 3, 0.0001), (3, 7, 1.0), (7, 11, 1.0)]
     assert Reader(render_page(result(passage("one two six", heat=heat)))).levels() == [0] * 4 + [LEVELS - 1] * 7
 
@@ -192,7 +194,7 @@ def results(draw: st.DrawFn, alphabet: st.SearchStrategy[str]) -> CompressionRes
 
 @pytest.mark.thorough
 @given(results(SHOWABLE))
-def test_kept_text_is_what_is_marked(found):
+def test_kept_text_is_what_is_marked(found: Any) -> None:
     for render in (render_page, render_fragment):
         reader = Reader(render(found))
         assert len(reader.passages) == len(found.passages)
@@ -203,7 +205,7 @@ def test_kept_text_is_what_is_marked(found):
 
 @pytest.mark.thorough
 @given(results(st.characters()))
-def test_any_text_is_encodable(found):
+def test_any_text_is_encodable(found: Any) -> None:
     for render in (render_page, render_fragment):
         html = render(found)
         html.encode("utf-8")
@@ -212,13 +214,13 @@ def test_any_text_is_encodable(found):
 
 
 @RENDERERS
-def test_unshowable_characters(render):
+def test_unshowable_characters(render: Any) -> None:
     text = "a\x00b\ud800c\x1b[31md\x85e\ufffff\tg\nh"
     assert Reader(render(result(passage(text), query=text))).text() == "a�b�c�[31md�e�f\tg\nh"
 
 
 @RENDERERS
-def test_line_ends(render):
+def test_line_ends(render: Any) -> None:
     """Windows line ends are one line end, even with a span that ends between the two characters."""
     reader = Reader(render(result(passage("one\r\ntwo\rthree", kept=[(0, 4)], heat=[(0, 4, 1.0), (4, 5, 0.01)]))))
     assert reader.text() == "one\ntwo\nthree"
@@ -226,7 +228,7 @@ def test_line_ends(render):
 
 
 @RENDERERS
-def test_markup_is_escaped(render):
+def test_markup_is_escaped(render: Any) -> None:
     bad = "</div></style></title><script>alert(1)</script><img src=x onerror='alert(1)'>\"&amp;"
     found = replace(result(passage(bad), query=bad), draft=bad, tokenizer=bad, timings={bad: 1.0, "b": 1.0, "c": 1.0})
     harmless = [tag for tag, _ in Reader(render(result(passage("x")))).tags]
@@ -239,7 +241,7 @@ def test_markup_is_escaped(render):
 # ---------------------------------------------------------------------- the document
 
 
-def test_page_is_a_document():
+def test_page_is_a_document() -> None:
     html = render_page(result(passage("x", heat=[(0, 1, 1.0)])))
     tags = Reader(html).tags
     assert html.startswith("<!DOCTYPE html>")
@@ -250,7 +252,7 @@ def test_page_is_a_document():
 
 
 @RENDERERS
-def test_controls_are_labelled(render):
+def test_controls_are_labelled(render: Any) -> None:
     reader = Reader(render(result(passage("x", heat=[(0, 1, 1.0)]))))
     inputs = [attributes["type"] for tag, attributes in reader.tags if tag == "input"]
     assert inputs == ["radio", "radio", "checkbox"]
@@ -258,7 +260,7 @@ def test_controls_are_labelled(render):
     assert {"kept and dropped", "kept only", "attention heat"} <= set(reader.shown)
 
 
-def test_fragments_do_not_clash():
+def test_fragments_do_not_clash() -> None:
     html = render_fragment(result(passage("x", heat=[(0, 1, 1.0)])))
     tags = Reader(html + html).tags
     assert not [attributes for _, attributes in tags if attributes.keys() & {"id", "for"}]
@@ -269,7 +271,7 @@ def test_fragments_do_not_clash():
 
 
 @RENDERERS
-def test_jupyterlab_leaves_the_keys_to_what_has_the_focus(render):
+def test_jupyterlab_leaves_the_keys_to_what_has_the_focus(render: Any) -> None:
     """It takes Enter, Space and the arrow keys unless the focused element itself says no (seen in JupyterLab 4)."""
     tags = Reader(render(result(passage("x", heat=[(0, 1, 1.0)]), passage("y", kept=[])))).tags
     focusable = [attributes for tag, attributes in tags if tag in {"input", "summary"}]
@@ -277,7 +279,7 @@ def test_jupyterlab_leaves_the_keys_to_what_has_the_focus(render):
     assert all("data-lm-suppress-shortcuts" in attributes for attributes in focusable)
 
 
-def test_style_reaches_nothing_outside():
+def test_style_reaches_nothing_outside() -> None:
     html = render_fragment(result(passage("x")))
     css = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert css
@@ -289,14 +291,14 @@ def test_style_reaches_nothing_outside():
 
 
 @RENDERERS
-def test_nothing_from_outside(render):
+def test_nothing_from_outside(render: Any) -> None:
     html = render(result(passage("x", heat=[(0, 1, 1.0)])))
     assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in Reader(html).tags}
     assert not re.search(r"https?:|//|url\(|@import|\ssrc=|\shref=|\son\w+=", html, re.IGNORECASE)
 
 
 @RENDERERS
-def test_passages_of_any_language(render):
+def test_passages_of_any_language(render: Any) -> None:
     tags = Reader(render(result(passage("שלום")))).tags
     assert ("div", {"class": "dah-text", "dir": "auto", "lang": ""}) in tags
 
@@ -313,7 +315,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
-def test_contrast(theme):
+def test_contrast(theme: Any) -> None:
     grounds = ["page", "card"]
     pairs = [("text", name) for name in [*grounds, *(f"k{n}" for n in range(LEVELS))]]
     pairs += [("faded", name) for name in [*grounds, *(f"d{n}" for n in range(2, LEVELS))]]
@@ -328,7 +330,7 @@ def test_contrast(theme):
         assert steps == sorted(steps)
 
 
-def test_contrast_colours_are_those_of_the_page():
+def test_contrast_colours_are_those_of_the_page() -> None:
     html = render_page(result(passage("x")))
     for theme in (LIGHT, DARK):
         for name, colour in theme.items():
@@ -337,7 +339,7 @@ def test_contrast_colours_are_those_of_the_page():
 
 
 @pytest.mark.thorough
-def test_size_of_a_long_text():
+def test_size_of_a_long_text() -> None:
     """100,000 tokens whose heat changes with nearly every token, as far from mergeable as it gets."""
     tokens = 100_000
     text = "word " * tokens
@@ -372,7 +374,7 @@ def sentences(count: int, words: int = 12, start: int = 0) -> CompressedPassage:
     ],
 )
 @pytest.mark.thorough
-def test_number_of_elements_is_bounded(found):
+def test_number_of_elements_is_bounded(found: Callable[..., Any]) -> None:
     """5,000 sentences have 60,000 tokens; the elements for their heat are limited, what is kept is exact."""
     passages = found()
     page = render_page(result(*passages))
@@ -386,7 +388,7 @@ def test_number_of_elements_is_bounded(found):
 
 
 @pytest.mark.thorough
-def test_averaged_heat_shows_the_warm_part():
+def test_averaged_heat_shows_the_warm_part() -> None:
     """Of a text too long for every word to have its own colour, the half that was read more is the warmer one."""
     tokens = 60_000
     heat = [(5 * n, 5 * n + 5, (n % 7) * (1.0 if n < tokens / 2 else 0.05)) for n in range(tokens)]
@@ -397,7 +399,7 @@ def test_averaged_heat_shows_the_warm_part():
 
 
 @RENDERERS
-def test_notes_say_why_there_is_nothing(render):
+def test_notes_say_why_there_is_nothing(render: Any) -> None:
     assert "There were no passages" in render(result())
     assert "Nothing was kept" in render(result(passage("gone", kept=[])))
     assert "Nothing was kept" not in render(result(passage("gone", kept=[]), passage("here")))
@@ -405,14 +407,14 @@ def test_notes_say_why_there_is_nothing(render):
 
 
 @RENDERERS
-def test_preview_is_short(render):
+def test_preview_is_short(render: Any) -> None:
     reader = Reader(render(result(passage("word \n" * 1000), passage("short"))))
     previews = [text for text in reader.shown if text.startswith(("word", "short"))]
     assert previews == ["word " * 24 + "…", "short"]
 
 
 @RENDERERS
-def test_bar_has_a_segment_per_passage(render):
+def test_bar_has_a_segment_per_passage(render: Any) -> None:
     def segments(count: int) -> int:
         return render(result(*[passage("x") for _ in range(count)])).count("flex-grow")
 

@@ -1,5 +1,7 @@
 """After eviction the model computes what a full cache computes whose attention is masked to the kept pairs."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
@@ -8,14 +10,24 @@ from transformers.masking_utils import sdpa_mask
 from draftapprox_integrations import SpecKVConfig
 from draftapprox_integrations.errors import ScoringError
 from draftapprox_integrations.models.attention import attention_view
-from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
+from draftapprox_integrations.speckv.cache.evicted import EvictedLayer
+from draftapprox_integrations.speckv.prefill import prefill
 from tests.unit.models.test_attention import FAMILIES, TINY
 
 CONFIG = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3)
-KEPT = {}  # layer -> (positions [batch, kv_heads, kept], prompt tokens), for the oracle below
+KEPT: dict[int, Any] = {}  # layer -> (positions [batch, kv_heads, kept], prompt tokens), for the oracle below
 
 
-def masked_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **_):
+def masked_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: Any = None,
+    **_: Any,
+) -> Any:
     """Plain attention; queries from the last prompt token on see only the kept part of the prompt."""
     group = query.shape[1] // key.shape[1]
     logits = query @ key.repeat_interleave(group, 1).transpose(-1, -2) * scaling
@@ -32,7 +44,7 @@ def masked_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     return (weights @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous(), None
 
 
-def always_a_mask(*args, allow_is_causal_skip=True, **kwargs):
+def always_a_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) -> Any:
     return sdpa_mask(*args, allow_is_causal_skip=False, **kwargs)
 
 
@@ -40,9 +52,9 @@ AttentionInterface.register("test_sdpa_masked", masked_attention)
 AttentionMaskInterface.register("test_sdpa_masked", always_a_mask)
 
 
-def model_of(name, implementation="sdpa"):
+def model_of(name: Any, implementation: str = "sdpa") -> Any:
     torch.manual_seed(4)
-    settings = TINY | FAMILIES[name]
+    settings: dict[str, Any] = TINY | FAMILIES[name]
     if name == "gemma3_text":
         settings |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
     config = AutoConfig.for_model(name, **settings)
@@ -51,7 +63,7 @@ def model_of(name, implementation="sdpa"):
     return model
 
 
-def batch_of(lengths, seed=1):
+def batch_of(lengths: Any, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     ids, mask = (
@@ -65,12 +77,12 @@ def batch_of(lengths, seed=1):
     return ids, mask, lookahead
 
 
-def positions(mask):
+def positions(mask: Any) -> Any:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 @torch.no_grad()
-def oracle(name, ids, mask, more, kept, prompt):
+def oracle(name: Any, ids: Any, mask: Any, more: Any, kept: Any, prompt: Any) -> Any:
     model = model_of(name, "test_sdpa_masked")
     KEPT.update({layer: (indices, prompt) for layer, indices in kept.items()})
     try:
@@ -82,7 +94,7 @@ def oracle(name, ids, mask, more, kept, prompt):
 
 
 @torch.no_grad()
-def decode(model, cache, ids, mask, steps):
+def decode(model: Any, cache: Any, ids: Any, mask: Any, steps: Any) -> Any:
     """Feed the last prompt token and `steps` (lists of widths) of what follows; logits of all of them."""
     logits, start = [], mask.shape[1] - sum(steps)
     for width in steps:
@@ -100,7 +112,7 @@ def decode(model, cache, ids, mask, steps):
 
 @pytest.mark.parametrize("lengths", [(40,), (40, 29, 33), (40, 9, 15)], ids=["one", "padded", "some fit whole"])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_logits_equal_masked_full_attention(name, lengths):
+def test_logits_equal_masked_full_attention(name: Any, lengths: Any) -> None:
     ids, mask, lookahead = batch_of(lengths)
     model = model_of(name)
     cache, evictor = prefill(attention_view(model), ids, mask, lookahead, CONFIG)
@@ -117,21 +129,21 @@ def test_logits_equal_masked_full_attention(name, lengths):
     torch.testing.assert_close(found, oracle(name, ids, mask, more, evictor.kept, 40), rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_that_fits_whole_drops_nothing():
+def test_a_row_that_fits_whole_drops_nothing() -> None:
     ids, mask, lookahead = batch_of((40, 12))
     _, evictor = prefill(attention_view(model_of("llama")), ids, mask, lookahead, CONFIG)
     for kept in evictor.kept.values():
         assert set(range(28, 39)) <= set(kept[1, 0].tolist())
 
 
-def test_no_more_than_one_layer_is_held_in_full():
+def test_no_more_than_one_layer_is_held_in_full() -> None:
     ids, mask, lookahead = batch_of((300,))
     view, sizes = attention_view(model_of("llama")), []
     from draftapprox_integrations.speckv import prefill as eviction
 
-    original = eviction.EvictedLayer.update
+    original = EvictedLayer.update
 
-    def update(self, *args, **kwargs):
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = original(self, *args, **kwargs)
         sizes.append([layer.keys.shape[2] for layer in caches[0].layers if layer.is_initialized])
         return out
@@ -140,12 +152,12 @@ def test_no_more_than_one_layer_is_held_in_full():
     new_cache = eviction.new_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eviction, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[0])
-        patch.setattr(eviction.EvictedLayer, "update", update)
+        patch.setattr(EvictedLayer, "update", update)
         prefill(view, ids, mask, lookahead, CONFIG)
     assert sizes == [[303], [14, 303], [14, 14, 303], [14, 14, 14, 303]]
 
 
-def test_nothing_after_the_last_layers_scores_is_run():
+def test_nothing_after_the_last_layers_scores_is_run() -> None:
     view, reached = attention_view(model_of("llama")), []
     for name, module in view.named_modules():
         module.register_forward_hook(lambda module, args, out, name=name: reached.append(name))
@@ -155,7 +167,7 @@ def test_nothing_after_the_last_layers_scores_is_run():
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])
-def test_rows_of_a_batch_choose_as_alone(reduction):
+def test_rows_of_a_batch_choose_as_alone(reduction: str) -> None:
     config = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3, reduction_type=reduction)
     lengths = (40, 29, 33)
     ids, mask, lookahead = batch_of(lengths)
@@ -167,7 +179,7 @@ def test_rows_of_a_batch_choose_as_alone(reduction):
             assert (kept[0] + 40 - n).tolist() == together.kept[layer][row].tolist()
 
 
-def test_nan_is_an_error():
+def test_nan_is_an_error() -> None:
     model = model_of("llama")
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight[0] = torch.nan

@@ -1,6 +1,7 @@
 """Selection of KV pairs: equal to loops over Python lists, alone and in a padded batch."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from draftapprox_integrations.speckv.scores import select_adaptive, select_uniform
 
 
-def naive(pooled, capacity, window, floor_alpha):
+def naive(pooled: Any, capacity: Any, window: Any, floor_alpha: Any) -> Any:
     """Per head the kept positions of one row without padding, by loops."""
     heads, before = len(pooled), len(pooled[0])
     floor = math.ceil(round(floor_alpha * (capacity - window), 6))
@@ -23,7 +24,7 @@ def naive(pooled, capacity, window, floor_alpha):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_the_selection_equals_a_loop_alone_and_in_a_padded_batch(data):
+def test_the_selection_equals_a_loop_alone_and_in_a_padded_batch(data: Any) -> None:
     heads, window = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     lengths = data.draw(st.lists(st.integers(2, 24), min_size=1, max_size=4))
     longest = max(*lengths, window + 2)
@@ -55,7 +56,7 @@ def test_the_selection_equals_a_loop_alone_and_in_a_padded_batch(data):
 
 
 @pytest.mark.parametrize(("alpha", "beyond", "floor"), [(0.2, 6, 2), (0.07, 100, 7), (0, 9, 0), (0.01, 9, 1)])
-def test_a_head_nothing_attends_to_gets_the_floor(alpha, beyond, floor):
+def test_a_head_nothing_attends_to_gets_the_floor(alpha: float, beyond: int, floor: int) -> None:
     pooled = torch.stack([torch.zeros(300), torch.ones(300)])[None]
     keep = select_adaptive(pooled, torch.tensor([304]), beyond + 3, 3, alpha)
     assert keep.sum(-1).tolist() == [[floor + 3, 2 * beyond - floor + 3]]

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +21,14 @@ from tests.unit.speckv.test_prefill import always_a_mask, batch_of, model_of, po
 DENSE = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3)
 
 
-def sparse_of(window, size):
+def sparse_of(window: Any, size: Any) -> Any:
     return replace(DENSE, prefill="sparse", prefill_window_size=window, prefill_vertical_size=size)
 
 
 SPARSE = sparse_of(7, 9)
 
 
-def visible(tokens, columns, window):
+def visible(tokens: Any, columns: Any, window: Any) -> Any:
     """bool [kv_heads, tokens, tokens]: what the docs say, one query and key at a time."""
     allowed = torch.zeros(len(columns), tokens, tokens, dtype=torch.bool)
     for head, own in enumerate(columns.tolist()):
@@ -37,7 +38,7 @@ def visible(tokens, columns, window):
     return allowed
 
 
-def attend(query, key, value, allowed, scaling):
+def attend(query: Any, key: Any, value: Any, allowed: Any, scaling: Any) -> Any:
     """Dense attention in float32 under a mask per query head."""
     group = query.shape[-3] // key.shape[-3]
     key, value = key.float().repeat_interleave(group, -3), value.float().repeat_interleave(group, -3)
@@ -45,13 +46,13 @@ def attend(query, key, value, allowed, scaling):
     return logits.softmax(-1).nan_to_num(0.0) @ value
 
 
-def random_qkv(heads, kv_heads, tokens, dtype=torch.float32, batch=()):
+def random_qkv(heads: Any, kv_heads: Any, tokens: Any, dtype: Any = torch.float32, batch: Any = ()) -> Any:
     generator = torch.Generator().manual_seed(tokens + heads)
     shapes = ((heads, tokens, 16), (kv_heads, tokens, 16), (kv_heads, tokens, 12))
     return [torch.randn(*batch, *shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def random_columns(heads, tokens, size):
+def random_columns(heads: Any, tokens: Any, size: Any) -> Any:
     return torch.stack([torch.randperm(tokens)[:size].sort().values for _ in range(heads)])
 
 
@@ -61,7 +62,9 @@ def random_columns(heads, tokens, size):
     ("tokens", "window", "size", "block"),
     [(60, 9, 11, 7), (61, 1, 5, 16), (50, 13, 50, 8), (33, 40, 6, 8), (40, 40, 3, 8), (41, 40, 3, 8), (70, 3, 1, 1)],
 )
-def test_equals_the_masked_dense_attention(monkeypatch, tokens, window, size, block, heads, dtype):
+def test_equals_the_masked_dense_attention(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, window: int, size: int, block: int, heads: tuple[int, int], dtype: Any
+) -> None:
     monkeypatch.setattr(sparse_prefill, "BLOCK", block)
     query, key, value = random_qkv(*heads, tokens, dtype)
     torch.manual_seed(size)
@@ -73,7 +76,7 @@ def test_equals_the_masked_dense_attention(monkeypatch, tokens, window, size, bl
     torch.testing.assert_close(found.float(), attend(query, key, value, allowed, 0.3), rtol=0, atol=atol)
 
 
-def test_blocks_as_they_are_in_use():
+def test_blocks_as_they_are_in_use() -> None:
     tokens, window = 2 * sparse_prefill.BLOCK + 101, 90
     query, key, value = random_qkv(4, 2, tokens)
     torch.manual_seed(0)
@@ -87,7 +90,7 @@ def test_blocks_as_they_are_in_use():
     torch.testing.assert_close(found, attend(query, key, value, allowed, 0.25), rtol=0, atol=1e-4)
 
 
-def test_best_columns_in_order_and_padding_last():
+def test_best_columns_in_order_and_padding_last() -> None:
     pooled = torch.tensor([[[-torch.inf, 0.1, 0.5, 0.5, 0.4]]])
     assert select_columns(pooled, 2).tolist() == [[[2, 3]]]
     assert select_columns(pooled, 3).tolist() == [[[2, 3, 4]]]
@@ -95,7 +98,7 @@ def test_best_columns_in_order_and_padding_last():
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_layers_attention_with_padding_and_tail(monkeypatch, padded):
+def test_a_layers_attention_with_padding_and_tail(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
     monkeypatch.setattr(sparse_prefill, "BLOCK", 8)
     prompt, total, body, window, size = 50, 55, 45, 7, 20
     lengths = [50, 41, 26, 3] if padded else [50, 50]  # 26 is short; 3 has padding even in the tail
@@ -124,10 +127,21 @@ def test_a_layers_attention_with_padding_and_tail(monkeypatch, padded):
 
 # ---------------------------------------------------------------------- the prefill of a model
 
-ALLOWED, SEEN = {}, {}  # for the oracle: layer -> columns and body; what each layer was given
+# For the oracle.
+ALLOWED: dict[int, Any] = {}  # layer -> columns and body
+SEEN: dict[int, Any] = {}  # layer -> what it was given
 
 
-def oracle_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **_):
+def oracle_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: Any = None,
+    **_: Any,
+) -> Any:
     layer = module.layer_idx
     allowed = attention_mask.expand(-1, query.shape[1], -1, -1).clone()
     SEEN[layer] = query, key, allowed.clone(), scaling
@@ -145,7 +159,9 @@ AttentionMaskInterface.register("test_sdpa_sparse", always_a_mask)
 
 @pytest.mark.parametrize("lengths", [(60,), (60, 41, 52)], ids=["one", "padded"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
-def test_scores_equal_a_model_whose_attention_is_masked(monkeypatch, name, lengths):
+def test_scores_equal_a_model_whose_attention_is_masked(
+    monkeypatch: pytest.MonkeyPatch, name: str, lengths: Any
+) -> None:
     monkeypatch.setattr(sparse_prefill, "BLOCK", 16)
     ids, mask, lookahead = batch_of(lengths)
     _, evictor = prefill(attention_view(model_of(name)), ids, mask, lookahead, SPARSE)
@@ -177,7 +193,7 @@ def test_scores_equal_a_model_whose_attention_is_masked(monkeypatch, name, lengt
 
 @pytest.mark.parametrize("lengths", [(60,), (60, 41, 52)], ids=["one", "padded"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
-def test_all_columns_keep_what_the_dense_prefill_keeps(name, lengths):
+def test_all_columns_keep_what_the_dense_prefill_keeps(name: str, lengths: Any) -> None:
     ids, mask, lookahead = batch_of(lengths)
     view = attention_view(model_of(name))
     cache, found = prefill(view, ids, mask, lookahead, sparse_of(2, 57))
@@ -190,10 +206,10 @@ def test_all_columns_keep_what_the_dense_prefill_keeps(name, lengths):
 
 
 @pytest.mark.parametrize("budgets", ["uniform", "adaptive"])
-def test_all_columns_write_what_the_dense_prefill_writes(budgets):
+def test_all_columns_write_what_the_dense_prefill_writes(budgets: str) -> None:
     model = load_model(tiny_llama())
     prompt = torch.randint(2, 512, (300,), generator=torch.Generator().manual_seed(0)).tolist()
-    settings = {"max_capacity_prompt": 40, "window_size": 8, "head_budgets": budgets}
+    settings: dict[str, Any] = {"max_capacity_prompt": 40, "window_size": 8, "head_budgets": budgets}
     configs = [
         SpecKVConfig(**settings),
         SpecKVConfig(**settings, prefill="sparse", prefill_window_size=5, prefill_vertical_size=295),
@@ -206,20 +222,20 @@ def test_all_columns_write_what_the_dense_prefill_writes(budgets):
     assert few != dense  # or the test above would prove nothing
 
 
-def scores_of(view, lengths, config):
+def scores_of(view: Any, lengths: Any, config: Any) -> Any:
     ids, mask, lookahead = batch_of(lengths)
     _, evictor = prefill(view, ids, mask, lookahead, config)
     return [pooled for _, pooled in evictor.scores.values()]
 
 
-def test_short_prompts_stay_dense():
+def test_short_prompts_stay_dense() -> None:
     view = attention_view(model_of("llama"))
     for length in (29, 30):
         found, expected = scores_of(view, (length,), sparse_of(15, 15)), scores_of(view, (length,), DENSE)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) == (length < 30)
 
 
-def test_a_row_of_a_padded_batch_gives_what_it_gives_alone():
+def test_a_row_of_a_padded_batch_gives_what_it_gives_alone() -> None:
     view = attention_view(model_of("llama"))
     lengths = (60, 15, 33, 16)
     ids, mask, lookahead = batch_of(lengths)
@@ -234,7 +250,7 @@ def test_a_row_of_a_padded_batch_gives_what_it_gives_alone():
             assert torch.equal(together.kept[layer][row] - (60 - length), alone.kept[layer][0])
 
 
-def test_threads_with_other_settings_do_not_meet():
+def test_threads_with_other_settings_do_not_meet() -> None:
     view = attention_view(model_of("llama"))
     configs = [DENSE, SPARSE, sparse_of(20, 2)]
     expected = [scores_of(view, (60, 41), config) for config in configs]
@@ -242,7 +258,7 @@ def test_threads_with_other_settings_do_not_meet():
     assert not torch.equal(expected[1][-1], expected[2][-1])
     found = {}
 
-    def run(i):
+    def run(i: Any) -> None:
         found[i] = [scores_of(view, (60, 41), configs[i]) for _ in range(4)]
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
@@ -255,7 +271,7 @@ def test_threads_with_other_settings_do_not_meet():
             assert all(torch.equal(a, b) for a, b in zip(again, expected[i], strict=True))
 
 
-def test_a_cancelled_prefill_ends_at_its_next_layer():
+def test_a_cancelled_prefill_ends_at_its_next_layer() -> None:
     ids, mask, lookahead = batch_of((60,))
     asked = count()
     _, evictor = prefill(attention_view(model_of("llama")), ids, mask, lookahead, SPARSE, lambda: next(asked) >= 2)
@@ -267,7 +283,7 @@ class Largest(TorchDispatchMode):
 
     bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for part in out if isinstance(out, tuple | list) else (out,):
             if isinstance(part, torch.Tensor):
@@ -275,7 +291,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_grows_with_the_square_of_the_prompt():
+def test_no_tensor_grows_with_the_square_of_the_prompt() -> None:
     view = attention_view(tiny_llama(max_position_embeddings=8192))
     config = SpecKVConfig(
         max_capacity_prompt=32, window_size=8, prefill="sparse", prefill_window_size=64, prefill_vertical_size=64
@@ -290,6 +306,6 @@ def test_no_tensor_grows_with_the_square_of_the_prompt():
     assert sizes[2] <= 2.1 * sizes[1]
 
 
-def test_another_kind_of_prefill_is_refused():
+def test_another_kind_of_prefill_is_refused() -> None:
     with pytest.raises(ValueError, match="prefill must be one of 'dense', 'sparse'; got 'half'"):
         SpecKVConfig(prefill="half")

@@ -1,27 +1,29 @@
 """The recorded results of the reference implementation (tests/golden/README.md)."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from draftapprox_integrations import SpecPC, SpecPCConfig
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, Golden
 
 CASES = sorted(path.stem for path in (GOLDEN / "cases").glob("specpc_*.json"))
 RTOL, ATOL = 1e-4, 2e-5
 
 
-def run(golden, name, **changes):
+def run(golden: Golden, name: Any, **changes: Any) -> Any:
     case = golden.case(name)
     config = SpecPCConfig(**(case["config"] | changes))
     return case, SpecPC(golden.model(case["draft_model"]), config).select(torch.tensor([case["prompt_ids"]]))
 
 
-def test_all_cases_are_here():
+def test_all_cases_are_here() -> None:
     assert len(CASES) == 28
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_selection_scores_and_lookahead(golden, name):
+def test_selection_scores_and_lookahead(golden: Golden, name: Any) -> None:
     case, selection = run(golden, name)
     expected, stability = case["expected"], case["stability"]
     kept = selection.indices[0].tolist()
@@ -37,7 +39,7 @@ def test_selection_scores_and_lookahead(golden, name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["specpc_02", "specpc_07", "specpc_13", "specpc_19"])
 @pytest.mark.parametrize("chunk", [1, 37, 64])
-def test_chunked_prefill_changes_nothing(golden, name, chunk):
+def test_chunked_prefill_changes_nothing(golden: Golden, name: str, chunk: int) -> None:
     case, selection = run(golden, name, prefill_chunk_size=chunk)
     assert selection.indices[0].tolist() == case["expected"]["selected_indices"]
     torch.testing.assert_close(selection.scores[0], golden.tensors[f"{name}/attn_per_key"], rtol=RTOL, atol=ATOL)
@@ -45,7 +47,7 @@ def test_chunked_prefill_changes_nothing(golden, name, chunk):
 
 @pytest.mark.parametrize("name", ["specpc_02", "specpc_07", "specpc_10", "specpc_16", "specpc_22"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_equals_alone(golden, name, side):
+def test_padded_equals_alone(golden: Golden, name: str, side: str) -> None:
     case = golden.case(name)
     ids = torch.tensor(case["prompt_ids"])
     other = torch.randint(0, 256, (len(ids) + 23,), generator=torch.Generator().manual_seed(1))
@@ -63,7 +65,7 @@ def test_padded_equals_alone(golden, name, side):
 
 
 @pytest.mark.parametrize("name", ["specpc_01", "specpc_08", "specpc_23"])
-def test_the_target_continues_as_recorded(golden, name):
+def test_the_target_continues_as_recorded(golden: Golden, name: str) -> None:
     case, selection = run(golden, name)
     target = golden.model(case["target_model"])
     prompt = torch.tensor([case["prompt_ids"]])[:, selection.indices[0]]

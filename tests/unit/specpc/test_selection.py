@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from draftapprox_integrations.specpc.selection import (
 scores = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(lambda v: torch.tensor(v, dtype=torch.float32))
 
 
-def naive_pool(values, kind, kernel):
+def naive_pool(values: Any, kind: Any, kernel: Any) -> Any:
     if kind is None:
         return list(values)
     left = (kernel - 1) // 2
@@ -23,12 +25,12 @@ def naive_pool(values, kind, kernel):
 
 
 @given(scores, st.sampled_from(["max", "avg", "mean", None]), st.integers(1, 12))
-def test_pooling_equals_a_loop(values, kind, kernel):
+def test_pooling_equals_a_loop(values: Any, kind: Any, kernel: Any) -> None:
     expected = torch.tensor(naive_pool(values.tolist(), kind, kernel), dtype=torch.float32)
     torch.testing.assert_close(pool_scores(values, kind, kernel), expected)
 
 
-def naive_neighbors(ranked, neighbor_tokens, tokens):
+def naive_neighbors(ranked: Any, neighbor_tokens: Any, tokens: Any) -> Any:
     if neighbor_tokens == 0:
         return list(dict.fromkeys(ranked))
     reach = (neighbor_tokens - 1) // 2
@@ -37,20 +39,20 @@ def naive_neighbors(ranked, neighbor_tokens, tokens):
 
 
 @given(scores, st.integers(0, 9))
-def test_neighbors_equal_a_loop(values, neighbor_tokens):
+def test_neighbors_equal_a_loop(values: Any, neighbor_tokens: Any) -> None:
     ranked = rank_scores(values)
     expected = naive_neighbors(ranked.tolist(), neighbor_tokens, len(values))
     assert with_neighbors(ranked, neighbor_tokens, len(values)).tolist() == expected
 
 
 @given(st.lists(st.integers(0, 15), max_size=60))
-def test_first_occurrences_equal_dict_fromkeys(positions):
+def test_first_occurrences_equal_dict_fromkeys(positions: Any) -> None:
     found = first_occurrences(torch.tensor(positions, dtype=torch.long), 16)
     assert found.tolist() == list(dict.fromkeys(positions))
 
 
 @given(scores, st.data())
-def test_selection_keeps_capacity_window_and_protected(values, data):
+def test_selection_keeps_capacity_window_and_protected(values: Any, data: Any) -> None:
     tokens = len(values)
     capacity = data.draw(st.integers(1, tokens + 3))
     window = data.draw(st.integers(1, min(capacity, tokens)))
@@ -65,7 +67,7 @@ def test_selection_keeps_capacity_window_and_protected(values, data):
 
 
 @given(scores, st.data())
-def test_without_neighbors_no_dropped_token_beats_a_kept_one(values, data):
+def test_without_neighbors_no_dropped_token_beats_a_kept_one(values: Any, data: Any) -> None:
     capacity = data.draw(st.integers(1, len(values)))
     kept = select_tokens(values, capacity, 1, 0).tolist()
     inside = [values[i].item() for i in kept if i != len(values) - 1]

@@ -1,5 +1,7 @@
 """The token-level form: budgets, protection, laziness, bad input."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,27 +13,27 @@ from tests.conftest import tiny_llama
 CONFIG = SpecPCConfig(max_capacity_prompt=32, window_size=8, kernel_size=5)
 
 
-def ids_of(n, seed=0):
+def ids_of(n: Any, seed: int = 0) -> Any:
     return torch.randint(2, 512, (1, n), generator=torch.Generator().manual_seed(seed))
 
 
 class Reads:
     """Counts how often the draft runs."""
 
-    def __init__(self, engine):
+    def __init__(self, engine: Any) -> None:
         self.count = 0
         attention_view(engine.draft.model).register_forward_pre_hook(self._note)
 
-    def _note(self, *_):
+    def _note(self, *_: Any) -> None:
         self.count += 1
 
 
 @pytest.fixture
-def engine():
+def engine() -> Any:
     return SpecPC(tiny_llama(), CONFIG)
 
 
-def test_a_short_prompt_passes_without_running_the_draft(engine):
+def test_a_short_prompt_passes_without_running_the_draft(engine: Any) -> None:
     reads = Reads(engine)
     selection = engine.select(ids_of(32))
     assert selection.indices[0].tolist() == list(range(32))
@@ -44,7 +46,7 @@ def test_a_short_prompt_passes_without_running_the_draft(engine):
     assert reads.count == 1
 
 
-def test_only_the_rows_that_are_too_long_are_read(engine):
+def test_only_the_rows_that_are_too_long_are_read(engine: Any) -> None:
     batch, mask = torch.zeros(3, 60, dtype=torch.long), torch.zeros(3, 60, dtype=torch.long)
     for row, n in enumerate((60, 5, 20)):
         batch[row, 60 - n :], mask[row, 60 - n :] = ids_of(n, row)[0], 1
@@ -60,7 +62,7 @@ def test_only_the_rows_that_are_too_long_are_read(engine):
     assert selection.scores[1, 55:].gt(0).any()
 
 
-def test_bos_is_never_dropped(engine):
+def test_bos_is_never_dropped(engine: Any) -> None:
     ids = ids_of(100)
     without = engine.select(ids).indices[0].tolist()
     assert 0 not in without  # so the next line shows something
@@ -68,7 +70,7 @@ def test_bos_is_never_dropped(engine):
     assert engine.select(ids).indices[0][0] == 0
 
 
-def test_protected_positions_stay_within_the_budget(engine):
+def test_protected_positions_stay_within_the_budget(engine: Any) -> None:
     protected = torch.zeros(1, 100, dtype=torch.bool)
     protected[0, [3, 50, 51]] = True
     kept = engine.select(ids_of(100), protected=protected).indices[0].tolist()
@@ -79,7 +81,7 @@ def test_protected_positions_stay_within_the_budget(engine):
         engine.select(ids_of(100), protected=protected)
 
 
-def test_one_prompt_may_be_a_list(engine):
+def test_one_prompt_may_be_a_list(engine: Any) -> None:
     ids = ids_of(50)
     assert engine.select(ids[0].tolist()).indices[0].tolist() == engine.select(ids).indices[0].tolist()
 
@@ -98,17 +100,17 @@ def test_one_prompt_may_be_a_list(engine):
         (torch.ones(1, 5000, dtype=torch.long), None, "has 5000 tokens.*reads at most 4096.*compress"),
     ],
 )
-def test_bad_ids_are_refused(engine, ids, mask, message):
+def test_bad_ids_are_refused(engine: Any, ids: Any, mask: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         engine.select(ids, mask)
 
 
-def test_a_layer_that_does_not_exist_is_refused_at_once():
+def test_a_layer_that_does_not_exist_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="starting_layer_index must be < 4"):
         SpecPC(tiny_llama(), SpecPCConfig(starting_layer_index=4))
 
 
-def test_a_model_without_a_tokenizer_says_how_to_give_it_text(engine):
+def test_a_model_without_a_tokenizer_says_how_to_give_it_text(engine: Any) -> None:
     assert isinstance(engine.draft, LoadedModel)
     with pytest.raises(InvalidInputError, match=r"no tokenizer.*load_model\(\(model, tokenizer\)\)"):
         engine.compress(["text"], "question")

@@ -3,38 +3,40 @@
 import copy
 import importlib.util
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
 
-from draftapprox_integrations import KVQuantization, SpecKV, SpecKVConfig
+from draftapprox_integrations import KVQuantization, LoadedModel, SpecKV, SpecKVConfig
 from draftapprox_integrations.engine.registry import as_method
 from draftapprox_integrations.errors import MissingDependencyError
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache import quantized
+from draftapprox_integrations.speckv.cache.evicted import EvictedLayer
 from draftapprox_integrations.speckv.cache.quantized import QuantizedLayer, cache_bytes, make_codec
-from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
+from draftapprox_integrations.speckv.prefill import prefill
 from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
-PLAIN = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
+PLAIN: dict[str, Any] = {"max_capacity_prompt": 14, "window_size": 4, "kernel_size": 3}
 LIBRARIES = {"hqq": "hqq", "quanto": "optimum"}
 BACKENDS = [("torch", 8), ("torch", 4), ("hqq", 8), ("hqq", 4), ("quanto", 4)]
 
 
-def settings_of(backend, bits, **changes):
+def settings_of(backend: Any, bits: Any, **changes: Any) -> Any:
     if backend in LIBRARIES and importlib.util.find_spec(LIBRARIES[backend]) is None:
         pytest.skip(f"{backend} is not installed")
     return KVQuantization(backend=backend, bits=bits, **changes)
 
 
-def pairs(shape, dtype, seed=0):
+def pairs(shape: Any, dtype: Any, seed: int = 0) -> Any:
     """Keys with channels of very different size, as real ones have; values without."""
     torch.manual_seed(seed)
     scale = 10 ** torch.linspace(-2, 2, shape[-1])
     return (torch.randn(shape) * scale + scale).to(dtype), torch.randn(shape).to(dtype)
 
 
-def half_steps(numbers, group, bits):
+def half_steps(numbers: Any, group: Any, bits: Any) -> Any:
     """Per number of a sequence half the step of its group, by a loop; `group` as it is after evening out."""
     found = []
     for start in range(0, len(numbers), group):
@@ -45,7 +47,7 @@ def half_steps(numbers, group, bits):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(8, 64, 64, 16), (4, 64, 14, 7), (8, 8, 21, 5), (4, 6, 13, 16)], ids=str)
-def test_every_number_is_within_half_a_step_of_its_group(shape, dtype):
+def test_every_number_is_within_half_a_step_of_its_group(shape: Any, dtype: Any) -> None:
     bits, group, kept, dim = shape
     keys, values = pairs((2, 3, kept, dim), dtype)
     codec = make_codec(KVQuantization(bits=bits, group_size=group))
@@ -66,7 +68,7 @@ def test_every_number_is_within_half_a_step_of_its_group(shape, dtype):
     assert torch.equal(codec.unpack(packed[0])[1:], alone)  # no group reaches into another row
 
 
-def test_four_and_eight_bits_give_as_many_levels():
+def test_four_and_eight_bits_give_as_many_levels() -> None:
     numbers = torch.linspace(-1, 1, 1000).reshape(1, 1, 1, 1000)
     for bits in (4, 8):
         codec = make_codec(KVQuantization(bits=bits, group_size=1000))
@@ -78,7 +80,7 @@ def test_four_and_eight_bits_give_as_many_levels():
 
 
 @pytest.mark.parametrize(("backend", "bits"), BACKENDS)
-def test_the_bytes_are_really_fewer(backend, bits):
+def test_the_bytes_are_really_fewer(backend: str, bits: int) -> None:
     settings, (keys, values) = settings_of(backend, bits), pairs((2, 3, 256, 64), torch.bfloat16)
     layer, indices = QuantizedLayer(settings), torch.arange(256).expand(2, 3, 256)
     layer.update(keys, values)
@@ -98,7 +100,7 @@ def test_the_bytes_are_really_fewer(backend, bits):
 @pytest.mark.parametrize(("backend", "bits"), BACKENDS)
 @pytest.mark.parametrize("lengths", [(40,), (40, 29, 9)], ids=["one", "padded"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
-def test_decoding_is_exact_on_what_was_unpacked(name, lengths, backend, bits):
+def test_decoding_is_exact_on_what_was_unpacked(name: str, lengths: Any, backend: str, bits: int) -> None:
     """The same pairs in an EvictedLayer, whose positions and masks other tests hold against a full cache."""
     settings = settings_of(backend, bits)
     ids, mask, lookahead = batch_of(lengths)
@@ -127,13 +129,13 @@ def test_decoding_is_exact_on_what_was_unpacked(name, lengths, backend, bits):
     assert divergence < (0.01 if bits == 8 else 0.5)
 
 
-def rows_of(lengths):
+def rows_of(lengths: Any) -> Any:
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(5, 512, (n,), generator=generator).tolist() for n in lengths]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_the_engine_says_how_small_it_is_and_serves_as_ever(pair, kind):
+def test_the_engine_says_how_small_it_is_and_serves_as_ever(pair: tuple[LoadedModel, LoadedModel], kind: str) -> None:
     config = SpecKVConfig(max_capacity_prompt=64, lookahead_tokens=4, kv_quantization=kind)
     engine, rows = SpecKV(*pair, config), rows_of((200, 150, 90))
     found = engine.generate(rows, max_new_tokens=10)
@@ -148,7 +150,7 @@ def test_the_engine_says_how_small_it_is_and_serves_as_ever(pair, kind):
         assert "".join(engine.stream(row, max_new_tokens=10)) == whole.text
 
 
-def test_nothing_is_quantized_where_nothing_is_dropped(pair):
+def test_nothing_is_quantized_where_nothing_is_dropped(pair: tuple[LoadedModel, LoadedModel]) -> None:
     config = SpecKVConfig(max_capacity_prompt=64, lookahead_tokens=4, kv_quantization="int4")
     (row,) = rows_of((50,))
     (found,) = SpecKV(*pair, config).generate(row, max_new_tokens=10)
@@ -157,7 +159,7 @@ def test_nothing_is_quantized_where_nothing_is_dropped(pair):
     assert found.usage.kept_kv_bytes is None
 
 
-def test_rows_are_repeated_reordered_and_chosen_as_in_an_evicted_layer():
+def test_rows_are_repeated_reordered_and_chosen_as_in_an_evicted_layer() -> None:
     keys, values = pairs((3, 2, 20, 8), torch.float32)
     indices = torch.arange(20).expand(3, 2, 20)[:, :, ::2]
     packed, plain = QuantizedLayer(KVQuantization(bits=4)), EvictedLayer()
@@ -182,7 +184,7 @@ def test_rows_are_repeated_reordered_and_chosen_as_in_an_evicted_layer():
         assert packed.get_seq_length() == plain.get_seq_length() == 21 + seed
 
 
-def test_what_cannot_be_undone_is_refused():
+def test_what_cannot_be_undone_is_refused() -> None:
     layer = QuantizedLayer(KVQuantization())
     layer.update(*pairs((1, 2, 20, 8), torch.float32))
     layer.keep(torch.arange(12).expand(1, 2, 12), 20)
@@ -197,14 +199,16 @@ def test_what_cannot_be_undone_is_refused():
 
 
 @pytest.mark.parametrize(("backend", "check"), [("hqq", "is_hqq_available"), ("quanto", "is_optimum_quanto_available")])
-def test_a_missing_library_is_named_when_the_engine_is_made(pair, monkeypatch, backend, check):
+def test_a_missing_library_is_named_when_the_engine_is_made(
+    pair: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch, backend: str, check: str
+) -> None:
     monkeypatch.setattr(quantized, check, lambda: False)
     config = SpecKVConfig(kv_quantization=KVQuantization(bits=4, backend=backend))
     with pytest.raises(MissingDependencyError, match=rf'backend "{backend}" needs.*\[quantization\]'):
         SpecKV(*pair, config)
 
 
-def test_settings():
+def test_settings() -> None:
     assert SpecKVConfig().resolved_quantization() is None
     assert SpecKVConfig(kv_quantization="int8").resolved_quantization() == KVQuantization(bits=8)
     config = SpecKVConfig(kv_quantization=KVQuantization(bits=4, group_size=32))

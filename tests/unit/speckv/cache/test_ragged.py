@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,20 +10,21 @@ import torch
 from draftapprox_integrations import SpecKVConfig
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache import ragged
+from draftapprox_integrations.speckv.cache.evicted import EvictedLayer
 from draftapprox_integrations.speckv.cache.ragged import RaggedLayer, attend_per_head
-from draftapprox_integrations.speckv.prefill import EvictedLayer, prefill
+from draftapprox_integrations.speckv.prefill import prefill
 from tests.unit.models.test_attention import FAMILIES
 from tests.unit.speckv.test_prefill import KEPT, batch_of, decode, model_of, oracle, positions
 
 ADAPTIVE = SpecKVConfig(max_capacity_prompt=14, window_size=4, kernel_size=3, head_budgets="adaptive")
 
 
-def as_indices(kept):
+def as_indices(kept: Any) -> Any:
     """What the oracle takes: rectangular, the missing ones filled up with the last position, which every head keeps."""
     return {layer: torch.arange(k.shape[2]).where(k, k.shape[2] - 1) for layer, k in kept.items()}
 
 
-def held(cache):
+def held(cache: Any) -> Any:
     """Numbers of all tensors that the ragged layers hold."""
     return [
         sum(value.numel() for value in vars(layer).values() if isinstance(value, torch.Tensor))
@@ -31,7 +33,17 @@ def held(cache):
     ]
 
 
-def fake_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
+def fake_kernel(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    max_seqlen_q: Any,
+    max_seqlen_k: Any,
+    softmax_scale: Any = None,
+    causal: bool = False,
+) -> Any:
     """flash_attn_varlen_func as its documentation says it: one sequence after the other, causal to the lower right."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert (cu_seqlens_q[-1], cu_seqlens_k[-1]) == (len(q), len(k))
@@ -48,7 +60,9 @@ def fake_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
 @pytest.mark.parametrize("flash", [False, True], ids=["sdpa", "varlen kernel"])
 @pytest.mark.parametrize("lengths", [(40,), (40, 29, 33), (40, 9, 2)], ids=["one", "padded", "some fit whole"])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_logits_equal_masked_full_attention(name, lengths, flash, monkeypatch):
+def test_logits_equal_masked_full_attention(
+    name: Any, lengths: Any, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     if flash:
         kernel = lambda *args, **options: calls.append(1) or fake_kernel(*args, **options)  # noqa: E731
@@ -77,7 +91,7 @@ def test_logits_equal_masked_full_attention(name, lengths, flash, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [1, 5])
-def test_a_second_turn_with_padding_of_its_own(first):
+def test_a_second_turn_with_padding_of_its_own(first: int) -> None:
     ids, mask, lookahead = batch_of((40, 29, 33))
     view = attention_view(model_of("llama"))
     cache, evictor = prefill(view, ids, mask, lookahead, ADAPTIVE)
@@ -96,7 +110,7 @@ def test_a_second_turn_with_padding_of_its_own(first):
     torch.testing.assert_close(found[seen], full[:, 39:][seen], rtol=1e-4, atol=1e-4)
 
 
-def test_a_masks_kind_does_not_matter():
+def test_a_masks_kind_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = [5, 9, 3, 7]
     query = torch.randn(2, 6, 3, 8, generator=generator)
@@ -109,12 +123,12 @@ def test_a_masks_kind_does_not_matter():
     torch.testing.assert_close(ragged.attend_varlen(fake_kernel, query, keys, values, lengths, 0.3), causal)
 
 
-def test_the_kernel_is_for_half_precision_on_cuda_without_padding(monkeypatch):
+def test_the_kernel_is_for_half_precision_on_cuda_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
     for installed in (False, True):
         fake = ModuleType("flash_attn")
         if installed:
-            fake.flash_attn_varlen_func = fake_kernel
+            fake.flash_attn_varlen_func = fake_kernel  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "flash_attn", fake if installed else None)
         ragged._flash_attn.cache_clear()
         assert ragged.varlen_kernel(on_cuda, None) is (fake_kernel if installed else None)
@@ -124,7 +138,7 @@ def test_the_kernel_is_for_half_precision_on_cuda_without_padding(monkeypatch):
     ragged._flash_attn.cache_clear()
 
 
-def test_rows_and_later_tokens_can_be_taken_away():
+def test_rows_and_later_tokens_can_be_taken_away() -> None:
     ids, mask, lookahead = batch_of((40, 29, 33))
     view = attention_view(model_of("llama"))
     more = torch.randint(0, 128, (3, 4), generator=torch.Generator().manual_seed(2))

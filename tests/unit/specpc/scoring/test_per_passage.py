@@ -1,11 +1,13 @@
 """Passages and query each read alone: scores equal a plain loop; stored passages are not read again."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import PassageStore, SpecPC, load_model
+from draftapprox_integrations import LoadedModel, PassageStore, SpecPC, load_model
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
 from draftapprox_integrations.models.attention import attention_view, observing
 from draftapprox_integrations.specpc.scoring import per_passage
@@ -23,33 +25,35 @@ QUESTION = "What colour is the bridge?"
 PASSAGES = [Passage(text, title) for text, title in zip(TEXTS, TITLES, strict=True)]
 
 
-def head_set(draft, heads=HEADS):
+def head_set(draft: Any, heads: Any = HEADS) -> Any:
     return HeadSet(draft.name, fingerprint(draft.model), heads)
 
 
-def scorer_of(draft, store=None, heads=HEADS, codec=None):
+def scorer_of(draft: Any, store: Any = None, heads: Any = HEADS, codec: Any = None) -> Any:
     return CalibratedHeadsScorer(draft, head_set(draft, heads), store=store, codec=codec)
 
 
 class Seen:
     """Everything that one forward pass computes, at every layer."""
 
-    def __init__(self):
-        self.query, self.key, self.scaling = {}, {}, {}
+    def __init__(self) -> None:
+        self.query: dict[int, Any] = {}
+        self.key: dict[int, Any] = {}
+        self.scaling: dict[int, Any] = {}
 
-    def observe(self, layer, query, key, mask, scaling):
+    def observe(self, layer: Any, query: Any, key: Any, mask: Any, scaling: Any) -> None:
         self.query[layer], self.key[layer], self.scaling[layer] = query[0], key[0], scaling
 
 
 @torch.no_grad()
-def see(draft, ids, positions):
+def see(draft: Any, ids: Any, positions: Any) -> Any:
     seen = Seen()
     with observing(seen):
         attention_view(draft.model)(input_ids=torch.tensor([ids]), position_ids=torch.tensor([positions]))
     return seen
 
 
-def plain_loop(draft, texts, titles, question):
+def plain_loop(draft: Any, texts: Any, titles: Any, question: Any) -> Any:
     """Scores as the module's docstring tells, with one pass and one product at a time."""
     builder = PromptBuilder(draft)
     head, asked = builder.head, builder.query(question)
@@ -60,7 +64,7 @@ def plain_loop(draft, texts, titles, question):
         for header, text in zip(headers, encoded, strict=True)
     ]
 
-    def query_at(place):
+    def query_at(place: Any) -> Any:
         start = len(head) + (place // BUCKET + 1) * BUCKET
         return see(draft, asked, range(start, start + len(asked)))
 
@@ -90,7 +94,7 @@ def plain_loop(draft, texts, titles, question):
 
 
 @pytest.mark.thorough
-def test_scores_are_those_of_a_plain_loop(tiny, monkeypatch):
+def test_scores_are_those_of_a_plain_loop(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(per_passage, "BUCKET", 8)
     monkeypatch.setitem(globals(), "BUCKET", 8)  # the loop's
     scorer = scorer_of(tiny, codec=Float32KeyCodec())  # int8 is tested with the store
@@ -102,7 +106,7 @@ def test_scores_are_those_of_a_plain_loop(tiny, monkeypatch):
     assert found.tokens_read > sum(len(row) for row in found.scores)
 
 
-def test_the_size_of_batches_changes_nothing(tiny, monkeypatch):
+def test_the_size_of_batches_changes_nothing(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_of(tiny)
     together = scorer.score_tokens(QUESTION, PASSAGES).scores
     monkeypatch.setattr(per_passage, "BATCH_TOKENS", 1)
@@ -111,7 +115,7 @@ def test_the_size_of_batches_changes_nothing(tiny, monkeypatch):
         assert torch.allclose(a, b, atol=1e-4)
 
 
-def test_layers_behind_the_last_head_do_not_run(tiny_tokenizer):
+def test_layers_behind_the_last_head_do_not_run(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     draft = load_model((tiny_llama(num_hidden_layers=6), tiny_tokenizer))
     ran = []
     for number, layer in enumerate(attention_view(draft.model).model.layers):
@@ -120,7 +124,7 @@ def test_layers_behind_the_last_head_do_not_run(tiny_tokenizer):
     assert set(ran) == {0, 1}  # the attention of layer 2 runs, its MLP does not
 
 
-def test_what_is_in_the_store_is_not_read_again(tiny):
+def test_what_is_in_the_store_is_not_read_again(tiny: LoadedModel) -> None:
     store = PassageStore()
     scorer = scorer_of(tiny, store)
     cold = scorer.score_tokens(QUESTION, PASSAGES)
@@ -133,7 +137,9 @@ def test_what_is_in_the_store_is_not_read_again(tiny):
     assert scorer.ingest(PASSAGES) == 0
 
 
-def test_other_heads_or_another_model_find_nothing_of_it(tiny, tiny_tokenizer):
+def test_other_heads_or_another_model_find_nothing_of_it(
+    tiny: LoadedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     store = PassageStore()
     scorer_of(tiny, store).ingest(PASSAGES)
     assert scorer_of(tiny, store, ((1, 0),)).ingest(PASSAGES) > 0
@@ -144,7 +150,7 @@ def test_other_heads_or_another_model_find_nothing_of_it(tiny, tiny_tokenizer):
     assert scorer_of(other, store).ingest(PASSAGES) > 0
 
 
-def test_a_passage_much_longer_than_the_window(tiny_tokenizer):
+def test_a_passage_much_longer_than_the_window(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     draft = load_model((tiny_llama(max_position_embeddings=256), tiny_tokenizer))
     text = (DEMO / "docs" / "three-storms.md").read_text() * 4
     pc = SpecPC(draft, scorer="heads", heads=head_set(draft))
@@ -155,10 +161,10 @@ def test_a_passage_much_longer_than_the_window(tiny_tokenizer):
 
 
 @pytest.mark.thorough
-def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny):
+def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny: LoadedModel) -> None:
     largest = 0
 
-    def watch(module, arguments, options):
+    def watch(module: Any, arguments: Any, options: Any) -> None:
         nonlocal largest
         largest = max(largest, options["input_ids"].numel())
 
@@ -173,7 +179,7 @@ def test_a_hundred_thousand_tokens_never_meet_in_one_pass(tiny):
     assert largest <= max(per_passage.BATCH_TOKENS, PIECE_TOKENS + 64)
 
 
-def test_nan_is_an_error(tiny_tokenizer):
+def test_nan_is_an_error(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight.fill_(torch.nan)
@@ -183,7 +189,7 @@ def test_nan_is_an_error(tiny_tokenizer):
         pc.compress(TEXTS, QUESTION, max_tokens=5)
 
 
-def test_a_question_or_a_title_that_fills_the_window(tiny_tokenizer):
+def test_a_question_or_a_title_that_fills_the_window(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     draft = load_model((tiny_llama(max_position_embeddings=128), tiny_tokenizer))
     pc = SpecPC(draft, heads=head_set(draft))
     with pytest.raises(InvalidInputError, match="Shorten it"):
@@ -192,14 +198,14 @@ def test_a_question_or_a_title_that_fills_the_window(tiny_tokenizer):
         pc.compress(TEXTS, QUESTION, titles=["a long title " * 30, None, None], max_tokens=5)
 
 
-def test_empty_passages_and_emoji(tiny):
+def test_empty_passages_and_emoji(tiny: LoadedModel) -> None:
     pc = SpecPC(tiny, heads=head_set(tiny))
     result = pc.compress(["", "  ", "\U0001f600 is a face. \U0001f680 flies.", "Two. Three."], "face?", max_tokens=8)
     assert [passage.text for passage in result.passages[:2]] == ["", ""]
     assert 0 < result.tokens_after <= 8
 
 
-def test_without_heads_scoring_heads_says_what_to_do(tiny):
+def test_without_heads_scoring_heads_says_what_to_do(tiny: LoadedModel) -> None:
     with pytest.raises(InvalidInputError, match="draftapprox calibrate --model"):
         SpecPC(tiny, scorer="heads").compress(TEXTS, QUESTION, max_tokens=5)
     with pytest.raises(InvalidInputError, match="calibrated heads"):

@@ -11,29 +11,30 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations import PassageStore, SpecPC
+from draftapprox_integrations import LoadedModel, PassageStore, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.specpc.store.key_codec import Float32KeyCodec, Int8KeyCodec
 
 pytestmark = pytest.mark.thorough
 
 
-def name(number):
+def name(number: Any) -> Any:
     return number.to_bytes(16, "big")
 
 
-def value(number, size=1000):
+def value(number: Any, size: int = 1000) -> Any:
     return number.to_bytes(4, "big") * (size // 4)
 
 
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 70), st.floats(1e-3, 1e3), st.integers(0, 99))
-def test_keys_survive_packing(pairs, tokens, width, size, seed):
+def test_keys_survive_packing(pairs: Any, tokens: Any, width: Any, size: Any, seed: Any) -> None:
     keys = torch.randn(pairs, tokens, width, generator=torch.Generator().manual_seed(seed)) * size
     codec = Int8KeyCodec()
     found = codec.unpack(codec.pack(keys), pairs).float()
@@ -45,7 +46,7 @@ def test_keys_survive_packing(pairs, tokens, width, size, seed):
 
 
 @pytest.mark.parametrize("file", [True, False])
-def test_what_was_put_is_found(tmp_path, file):
+def test_what_was_put_is_found(tmp_path: Path, file: bool) -> None:
     store = PassageStore(tmp_path / "folder" / "p.db" if file else None)
     store.put({name(1): value(1), name(2): value(2)})
     assert store.get([name(2), name(3), name(2)]) == {name(2): value(2)}
@@ -54,7 +55,7 @@ def test_what_was_put_is_found(tmp_path, file):
     assert stats.bytes >= 2000
 
 
-def test_another_process_and_a_pickle_find_it_too(tmp_path):
+def test_another_process_and_a_pickle_find_it_too(tmp_path: Path) -> None:
     store = PassageStore(tmp_path / "p.db", memory_bytes=0)
     store.put({name(1): value(1)})
     assert pickle.loads(pickle.dumps(store)).get([name(1)]) == {name(1): value(1)}
@@ -65,7 +66,7 @@ assert PassageStore({str(tmp_path / "p.db")!r}).get([{name(1)!r}]) == {{{name(1)
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_memory_keeps_the_latest_used(tmp_path):
+def test_memory_keeps_the_latest_used(tmp_path: Path) -> None:
     store = PassageStore(max_bytes=3000)
     for number in (1, 2, 3):
         store.put({name(number): value(number)})
@@ -75,7 +76,7 @@ def test_memory_keeps_the_latest_used(tmp_path):
     assert store.stats().bytes <= 3000
 
 
-def test_the_file_stays_within_its_bound_and_the_latest_used_stay(tmp_path):
+def test_the_file_stays_within_its_bound_and_the_latest_used_stay(tmp_path: Path) -> None:
     bound = 1 << 20
     store = PassageStore(tmp_path / "p.db", max_bytes=bound, memory_bytes=0)
     for number in range(400):
@@ -89,7 +90,7 @@ def test_the_file_stays_within_its_bound_and_the_latest_used_stay(tmp_path):
     assert (tmp_path / "p.db").stat().st_size <= 1.2 * bound
 
 
-def test_a_hundred_thousand_passages(tmp_path):
+def test_a_hundred_thousand_passages(tmp_path: Path) -> None:
     store = PassageStore(tmp_path / "p.db", max_bytes=40 << 20, memory_bytes=0)
     for start in range(0, 100_000, 2000):
         store.put({name(n): value(n, 400) for n in range(start, start + 2000)})
@@ -99,7 +100,7 @@ def test_a_hundred_thousand_passages(tmp_path):
     assert len(store.get([name(n) for n in range(99_000, 100_000)])) == 1000
 
 
-def test_prune(tmp_path):
+def test_prune(tmp_path: Path) -> None:
     store = PassageStore(tmp_path / "p.db")
     store.put({name(n): value(n, 8000) for n in range(200)})
     store.get([name(7)])
@@ -111,7 +112,7 @@ def test_prune(tmp_path):
     assert store.stats().passages == 0
 
 
-def test_kill_nine_loses_nothing_that_was_put(tmp_path):
+def test_kill_nine_loses_nothing_that_was_put(tmp_path: Path) -> None:
     script = f"""
 import sys
 from draftapprox_integrations import PassageStore, SpecPC
@@ -132,7 +133,7 @@ for number in range(100000):
     assert found == {name(n): value(n, 8000) for n in range(last + 1)}
 
 
-def test_a_damaged_value_is_dropped(tmp_path, caplog):
+def test_a_damaged_value_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "p.db"
     PassageStore(path).put({name(1): value(1), name(2): value(2)})
     with sqlite3.connect(path) as database:
@@ -145,7 +146,7 @@ def test_a_damaged_value_is_dropped(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damage", ["not a database at all, but long enough to be read as one " * 20, "", None])
-def test_a_damaged_file_is_put_aside(tmp_path, damage, caplog):
+def test_a_damaged_file_is_put_aside(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "p.db"
     first = PassageStore(path, memory_bytes=0)
     first.put({name(n): value(n, 4000) for n in range(50)})
@@ -165,7 +166,7 @@ def test_a_damaged_file_is_put_aside(tmp_path, damage, caplog):
         assert list(tmp_path.glob("p.db.damaged-*"))
 
 
-def read_all_the_time(path, seconds, results):
+def read_all_the_time(path: Any, seconds: Any, results: Any) -> None:
     store = PassageStore(path, memory_bytes=0)
     end, reads = time.monotonic() + seconds, 0
     while time.monotonic() < end:
@@ -175,7 +176,7 @@ def read_all_the_time(path, seconds, results):
     results.put(reads)
 
 
-def test_eight_readers_and_a_writer(tmp_path):
+def test_eight_readers_and_a_writer(tmp_path: Path) -> None:
     path = tmp_path / "p.db"
     store = PassageStore(path, memory_bytes=0)
     context = multiprocessing.get_context("forkserver")
@@ -194,11 +195,11 @@ def test_eight_readers_and_a_writer(tmp_path):
     assert len(store.get([name(n) for n in range(300)])) == 300
 
 
-def test_many_threads_share_one_store(tmp_path):
+def test_many_threads_share_one_store(tmp_path: Path) -> None:
     store = PassageStore(tmp_path / "p.db", memory_bytes=20_000)
     failures = []
 
-    def work(own):
+    def work(own: Any) -> None:
         try:
             for step in range(30):
                 store.put({name(own * 100 + step): value(own * 100 + step)})
@@ -215,7 +216,7 @@ def test_many_threads_share_one_store(tmp_path):
     assert store.stats().passages == 180
 
 
-def test_a_pruned_file_is_smaller_on_the_disk(tmp_path):
+def test_a_pruned_file_is_smaller_on_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "p.db"
     store = PassageStore(path)
     store.put({name(n): value(n, 20_000) for n in range(200)})
@@ -226,7 +227,7 @@ def test_a_pruned_file_is_smaller_on_the_disk(tmp_path):
     assert path.stat().st_size < 600_000 < before
 
 
-def test_files_of_others_are_left_alone(tmp_path):
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     thesis, other, empty = tmp_path / "thesis.txt", tmp_path / "other.db", tmp_path / "new.db"
     thesis.write_text("Years of work. " * 50)
     with sqlite3.connect(other) as database:
@@ -263,7 +264,7 @@ store.close()
 
 
 @pytest.mark.parametrize("folder", [0o755, 0o555, 0o777])
-def test_a_file_that_cannot_be_written_is_read(folder):
+def test_a_file_that_cannot_be_written_is_read(folder: int) -> None:
     with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
         path = Path(place) / "p.db"
         store = PassageStore(path)
@@ -279,7 +280,7 @@ def test_a_file_that_cannot_be_written_is_read(folder):
     assert "cannot make the store" in done.stdout
 
 
-def test_a_file_that_was_deleted_is_made_again(tmp_path):
+def test_a_file_that_was_deleted_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "p.db"
     store = PassageStore(path, memory_bytes=0)
     store.put({name(1): value(1)})
@@ -293,14 +294,14 @@ def test_a_file_that_was_deleted_is_made_again(tmp_path):
     assert not path.exists()
 
 
-def test_what_finds_no_room_is_counted(tmp_path):
+def test_what_finds_no_room_is_counted(tmp_path: Path) -> None:
     store = PassageStore(tmp_path / "p.db", max_bytes=100_000)
     store.put({name(n): value(n, 20_000) for n in range(20)})
     stats = store.stats()
     assert stats.dropped == 20 - stats.passages > 0
 
 
-def test_bad_places(tmp_path, tiny):
+def test_bad_places(tmp_path: Path, tiny: LoadedModel) -> None:
     with pytest.raises(InvalidInputError, match="is a folder"):
         PassageStore(tmp_path)
     (tmp_path / "file").write_text("x")

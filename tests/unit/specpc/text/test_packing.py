@@ -1,3 +1,5 @@
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,11 +9,11 @@ words = st.sampled_from(["one two.", "Three.", "Four five six seven.", "Eight ni
 passages = st.lists(st.lists(words, max_size=5).map(" ".join), min_size=1, max_size=4)
 
 
-def by_words(texts):
+def by_words(texts: Any) -> Any:
     return [len(text.split()) for text in texts]
 
 
-def best_prefix(order, texts, budget):
+def best_prefix(order: Any, texts: Any, budget: Any) -> Any:
     """Longest run of units that fits, found by trying every length."""
     best = 0
     for length in range(len(order) + 1):
@@ -22,7 +24,7 @@ def best_prefix(order, texts, budget):
 
 
 @given(passages, st.integers(1, 30), st.randoms(use_true_random=False))
-def test_packing_equals_trying_every_length(texts, budget, random):
+def test_packing_equals_trying_every_length(texts: Any, budget: Any, random: Any) -> None:
     order = [sentence for group in segment(texts) for sentence in group]
     random.shuffle(order)
     packed, fitted = Packer(texts, by_words(texts), " ", by_words).fill(order, budget)
@@ -36,7 +38,7 @@ def test_packing_equals_trying_every_length(texts, budget, random):
         assert all(len(texts[u.passage][u.start : u.end].split()) > room for u in left)
 
 
-def test_separators_never_make_a_passage_longer():
+def test_separators_never_make_a_passage_longer() -> None:
     text = "a b c d e"
     units = [Sentence(0, i, i + 1, text[i]) for i in range(0, 9, 4)]  # a, c, e
     packed, _ = Packer([text], [5], " [...] ", by_words).fill(units, 5)

@@ -1,6 +1,7 @@
 """Ranking: headings, neighbours, turns and protection, against hand-made orders."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -12,27 +13,27 @@ from draftapprox_integrations.specpc.text import Passage, Sentence, rank, segmen
 from draftapprox_integrations.specpc.text.ranking import find_sections, take_turns, with_context
 
 
-def units_of(*passages):
+def units_of(*passages: Any) -> Any:
     return [Sentence(p, start, start + 1, text[start]) for p, text in enumerate(passages) for start in range(len(text))]
 
 
-def in_order(passages, ranked, neighbors, minimum=0):
+def in_order(passages: Any, ranked: Any, neighbors: Any, minimum: int = 0) -> Any:
     units = units_of(*passages)
     return with_context(units, find_sections([Passage(text) for text in passages], units), ranked, neighbors, minimum)
 
 
-def test_a_heading_comes_with_what_stands_under_it():
+def test_a_heading_comes_with_what_stands_under_it() -> None:
     passages = ["#ab#cd", "##", "x"]  # each character a unit; "#" a heading
     order = in_order(passages, [3, 5, 6, 1, 8, 0, 2, 4, 7], 0)
     #                                     the second heading comes with d (5), the first with a (1)
     assert order == [5, 3, 6, 1, 0, 8, 2, 4, 7]
 
 
-def test_headings_with_nothing_under_them_are_left_out():
+def test_headings_with_nothing_under_them_are_left_out() -> None:
     assert in_order(["##a"], [0, 1, 2], 0) == [2, 1]
 
 
-def test_each_passage_gets_its_least_number_first():
+def test_each_passage_gets_its_least_number_first() -> None:
     passages = ["#ab", "cdef", "", "g"]
     ranked = [4, 3, 5, 2, 0, 6, 1, 7]
     assert in_order(passages, ranked, 0, 1) == [4, 2, 0, 7, 3, 5, 6, 1]
@@ -40,13 +41,13 @@ def test_each_passage_gets_its_least_number_first():
     assert take_turns(units_of(*passages), ranked, 0) == ranked
 
 
-def test_neighbours_come_along_within_their_passage():
+def test_neighbours_come_along_within_their_passage() -> None:
     passages = ["abcde", "fgh"]
     assert in_order(passages, [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
 
 
 @given(st.lists(st.lists(st.floats(-9, 9, width=32), max_size=5), min_size=1, max_size=4), st.integers(0, 3))
-def test_every_unit_is_ranked_once_and_by_score(rows, minimum):
+def test_every_unit_is_ranked_once_and_by_score(rows: Any, minimum: Any) -> None:
     texts = [" ".join("abcde"[: len(row)]) for row in rows]
     units = segment(texts, "word")
     config = CompressionConfig(granularity="word", min_per_passage=minimum)
@@ -61,7 +62,7 @@ def test_every_unit_is_ranked_once_and_by_score(rows, minimum):
     assert [score[unit] for unit in ranking.best] == sorted((max(row) for row in rows if row), reverse=True)
 
 
-def test_protected_units_come_first():
+def test_protected_units_come_first() -> None:
     texts = ["One. Two.", "Three. Four."]
     scores = [torch.tensor([4.0, 3.0]), torch.tensor([2.0, 1.0])]
     passages = [Passage(text) for text in texts]

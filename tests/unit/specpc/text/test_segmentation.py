@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ texts = st.text(
 )
 
 
-def pieces(text):
+def pieces(text: Any) -> Any:
     return [text[a:b] for a, b in sentences(text)]
 
 
@@ -42,12 +43,12 @@ def pieces(text):
         (" \n\t ", []),
     ],
 )
-def test_sentences(text, expected):
+def test_sentences(text: str, expected: Any) -> None:
     assert pieces(text) == expected
 
 
 @given(texts, st.sampled_from(["sentence", "word"]))
-def test_units_cover_all_but_white_space_in_order(text, granularity):
+def test_units_cover_all_but_white_space_in_order(text: Any, granularity: Any) -> None:
     (units,) = [[(unit.start, unit.end) for unit in group] for group in segment([text], granularity)]
     position = 0
     for start, end in units:
@@ -58,7 +59,7 @@ def test_units_cover_all_but_white_space_in_order(text, granularity):
     assert not text[position:].strip()
 
 
-def test_text_without_any_full_stop_is_cut_between_words():
+def test_text_without_any_full_stop_is_cut_between_words() -> None:
     text = "word " * 5000
     units = sentences(text)
     assert max(end - start for start, end in units) <= MAX_UNIT_CHARACTERS
@@ -66,13 +67,13 @@ def test_text_without_any_full_stop_is_cut_between_words():
     assert max(end - start for start, end in sentences("x" * 5000)) <= MAX_UNIT_CHARACTERS
 
 
-def test_tokens_of_one_character_are_one_unit():
+def test_tokens_of_one_character_are_one_unit() -> None:
     # "a", three byte tokens of one emoji, "b"
     assert merge_tokens("a\U0001f600b", [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]) == [(0, 1), (1, 2), (2, 3)]
 
 
 @given(texts)
-def test_joined_spans_leave_gaps_only_where_text_was_dropped(text):
+def test_joined_spans_leave_gaps_only_where_text_was_dropped(text: Any) -> None:
     units = words(text)[::2]
     joined = join_spans(text, units)
     for (_, end), (start, _) in itertools.pairwise(joined):
@@ -81,7 +82,7 @@ def test_joined_spans_leave_gaps_only_where_text_was_dropped(text):
 
 
 @given(texts, st.integers(1, 7))
-def test_each_token_belongs_to_the_unit_it_overlaps_most(text, width):
+def test_each_token_belongs_to_the_unit_it_overlaps_most(text: Any, width: Any) -> None:
     units = sentences(text)
     tokens = [(start, min(start + width, len(text))) for start in range(0, len(text), width)]
     for (start, end), owner in zip(tokens, assign_tokens(units, tokens), strict=True):
