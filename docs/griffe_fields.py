@@ -1,7 +1,7 @@
-"""Lets the reference say of each argument what its type and default are, as griffe alone cannot.
+"""Griffe extension: the type and default of every documented argument in the API reference.
 
-The classes for LangChain and LlamaIndex take their pydantic fields as `**fields`, and a line of our docstrings may
-describe several arguments ("top_p, top_k: ...").
+Griffe alone does not find those of pydantic fields that a class takes as `**fields`, nor of docstring lines that describe
+several arguments ("top_p, top_k: ...").
 """
 
 import copy
@@ -20,11 +20,11 @@ from griffe import (
     GriffeLoader,
 )
 
-_OWN = "Args, beside those of "  # how a docstring begins the arguments that a class adds to those of another
+_OWN = "Args, beside those of "  # heading of the arguments that a class adds to those of another class
 
 
 class Fields(Extension):
-    """Completes what was parsed of the docstrings of classes and functions."""
+    """Complete the parsed arguments in the docstrings of classes and functions."""
 
     def on_class(self, *, cls: Class, loader: GriffeLoader, **kwargs: Any) -> None:
         """Look arguments up among `__init__`'s, then among the fields of the class and its bases."""
@@ -86,7 +86,7 @@ def _type_and_default(name: str, obj: Class | Function) -> tuple[Any, Any]:
 
 
 def _default(value: Any) -> Any:
-    """Of `Field(default=...)` what is in it; None if an argument is needed."""
+    """Return the default in `Field(default=...)`; None if the argument is required."""
     if not isinstance(value, ExprCall) or str(value.function) != "Field":
         return value
     given = {a.name: a.value for a in value.arguments if isinstance(a, ExprKeyword)}

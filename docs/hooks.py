@@ -1,4 +1,4 @@
-"""Brings the cookbook's notebooks into the site: as files, and listed on the cookbook page by their own first cell."""
+"""MkDocs hooks: add the cookbook's notebooks to the site as files, and list them on the cookbook page."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ NOTEBOOKS = "<!-- notebooks -->"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the notebooks, which lie beside the documentation's folder and not in it."""
+    """Add the notebooks, which lie outside the documentation's folder."""
     for path in _notebooks(config):
         files.append(File.generated(config, f"cookbook/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """List the notebooks: title and first paragraph."""
+    """List the notebooks with the title and the first paragraph of their first cell."""
     if NOTEBOOKS not in markdown:
         return markdown
     entries = []

@@ -1,8 +1,8 @@
-"""Shows a compression result to people: what was kept, what was dropped, and where the draft model looked.
+"""Heat map of a compression result as HTML: kept spans, dropped spans, and the score of each token.
 
-`render_page` makes a whole HTML document for a browser, `render_fragment` the same view for a notebook cell. Both are
-self-contained: no script, no font, no image, nothing from the network. Passages are untrusted, so every text from the
-result passes through `_clean` or `_escape`.
+`render_page` returns a whole document for a browser, `render_fragment` the same view for a notebook cell. Both are
+self-contained: no script, no font, no image, no request. Passages are untrusted, so every text of the result passes
+through `_clean` or `_escape`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from pathlib import PurePosixPath, PureWindowsPath
 from ..results import CompressedPassage, CompressionResult
 from .style import CSS, LEVELS
 
-# (level, start, end): characters of equal heat. A stretch is all kept or all dropped.
-_Run = tuple[int, int, int]
-_Stretch = tuple[bool, list[_Run]]
+_Run = tuple[int, int, int]  # (level, start, end): characters of equal heat
+_Span = tuple[bool, list[_Run]]  # (kept?, its runs): a kept or a dropped span
 
-# The attention of a few tokens dwarfs all others: the scale ends at this quantile, and all above it share its colour.
+# A few scores dwarf all others: the colour scale ends at this quantile, and higher scores share the last colour.
 _TOP_QUANTILE = 0.98
-_MOST_RUNS = 20_000  # a browser stays quick up to here; beyond, neighbouring heat is averaged
-_MOST_SEGMENTS = 60  # of the bar that shows each passage's share
-_MANY_CARDS = 100  # from here on the browser lays out only the cards in view
-_PREVIEW = 120  # characters
+_MAX_RUNS = 20_000  # browsers stay quick up to this many elements; beyond, neighbouring runs are averaged
+_MAX_SEGMENTS = 60  # segments of the bar; with more passages it has one segment for all
+_MANY_CARDS = 100  # from this many on, the browser lays out only the cards in view
+_PREVIEW = 120  # characters of a collapsed card's text
 
-# Radio buttons exclude each other within their form only, so that several results on one page stay apart without ids.
-# A form of this method sends nothing when Enter is pressed.
+# Radio buttons exclude each other within a form, so each result has a form of its own and needs no ids.
+# A form with method=dialog sends nothing when Enter is pressed.
 _CONTROLS = '<form class="dah-tools" method="dialog">{}</form>\n'
-# Without it JupyterLab takes Enter, Space and the arrow keys for its own. It looks at the focused element only.
+# Without this attribute on the focused element, JupyterLab handles Enter, Space and the arrow keys itself.
 _OWN_KEYS = "data-lm-suppress-shortcuts"
 _SHOW = (
     f'<fieldset><legend>Show</legend><label><input type="radio" name="show" class="dah-all" {_OWN_KEYS} checked>'
@@ -54,7 +53,7 @@ _NO_PASSAGES = '<p class="dah-note">There were no passages to compress.</p>\n'
 _NOTHING_KEPT = '<p class="dah-note">Nothing was kept of any passage.</p>\n'
 _COARSE = '<p class="dah-note">This is a long text: its heat is averaged over neighbouring words.</p>\n'
 
-# Whatever UTF-8 or HTML cannot carry, or would act on instead of showing. "\r" is dealt with in `_clean`.
+# Characters that UTF-8 or HTML cannot represent, or that act instead of showing. `_clean` handles "\r".
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
 _EQUAL = re.compile(rb"(.)\1*", re.DOTALL)
@@ -62,29 +61,29 @@ _EQUAL = re.compile(rb"(.)\1*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Heatmap:
-    """The renderer of `CompressionResult`: `page` is `render_page`, `fragment` is `render_fragment`."""
+    """Renderer that a `CompressionResult` calls for `to_html` and in notebooks."""
 
     def page(self, result: CompressionResult) -> str:
-        """A whole HTML document."""
+        """Return the result as an HTML document; see `render_page`."""
         return render_page(result)
 
     def fragment(self, result: CompressionResult) -> str:
-        """The same view for a notebook cell."""
+        """Return the result as HTML for a notebook cell; see `render_fragment`."""
         return render_fragment(result)
 
 
 def render_page(result: CompressionResult) -> str:
-    """Renders a result as an HTML document that stands alone.
+    """Render a result as a self-contained HTML document.
 
     Args:
-        result: What `SpecPC.compress` returned.
+        result: Result of `SpecPC.compress`.
 
     Returns:
-        The document, with controls to hide the dropped text and the heat. It can always be encoded as UTF-8.
+        The document, with controls to hide the dropped text and the heat. It always encodes as UTF-8.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # Nothing on this page may load, run or be sent, whatever the passages hold.
+        # The policy forbids to load, run or send anything, whatever the passages contain.
         '<meta http-equiv="Content-Security-Policy" content="'
         "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -96,13 +95,13 @@ def render_page(result: CompressionResult) -> str:
 
 
 def render_fragment(result: CompressionResult) -> str:
-    """Renders a result for a notebook cell: the page without the document around it.
+    """Render a result for a notebook cell: the view of `render_page` without the document around it.
 
     Args:
-        result: What `SpecPC.compress` returned.
+        result: Result of `SpecPC.compress`.
 
     Returns:
-        One <section>. It has no ids and styles nothing outside itself, so a notebook may show any number of them.
+        One <section> without ids whose styles apply inside it only, so a notebook can show any number of them.
     """
     return (
         f'<section class="{_classes(result)}" lang="en" aria-label="Compressed passages"><style>{CSS}</style>\n'
@@ -135,9 +134,12 @@ def _header(result: CompressionResult, title: str) -> str:
 
 
 def _bar(result: CompressionResult) -> str:
-    """A segment per passage, as long as the passage and filled as far as it was kept. The cards say it in words."""
+    """Draw a bar with a segment per passage: its length is the passage's, its filled part the share kept.
+
+    Screen readers skip it: the cards have the same numbers as text.
+    """
     parts = [(p.tokens_before, p.tokens_after) for p in result.passages if p.tokens_before]
-    if not 1 <= len(parts) <= _MOST_SEGMENTS:
+    if not 1 <= len(parts) <= _MAX_SEGMENTS:
         parts = [(result.tokens_before, result.tokens_after)] if result.tokens_before else []
     segments = "".join(f'<i style="flex-grow:{before}">{_filled(after / before)}</i>' for before, after in parts)
     return f'<div class="dah-bar" aria-hidden="true">{segments}</div>\n' if segments else ""
@@ -152,11 +154,11 @@ def _main(result: CompressionResult, name: str) -> str:
         return _NO_PASSAGES
     scale = _scale(result)
     texts = [_clean(passage.original) for passage in result.passages]
-    found = [_stretches(text, passage, scale) for text, passage in zip(texts, result.passages, strict=True)]
-    many = sum(len(runs) for stretches in found for _, runs in stretches)
-    group = math.ceil(many / _MOST_RUNS) if scale else 1
+    found = [_spans(text, passage, scale) for text, passage in zip(texts, result.passages, strict=True)]
+    many = sum(len(runs) for spans in found for _, runs in spans)
+    group = math.ceil(many / _MAX_RUNS) if scale else 1
     if group > 1:
-        found = [[(is_kept, _averaged(runs, group)) for is_kept, runs in stretches] for stretches in found]
+        found = [[(is_kept, _averaged(runs, group)) for is_kept, runs in spans] for spans in found]
     parts = []
     if result.draft_tokens or scale:
         keys = f'<div class="dah-keys">{_KEY}{_HEAT_KEY if scale else ""}</div>'
@@ -166,8 +168,8 @@ def _main(result: CompressionResult, name: str) -> str:
     else:
         parts.append(_FITTED)
     top = max((p.score for p in result.passages if math.isfinite(p.score)), default=0.0)
-    for number, (passage, text, stretches) in enumerate(zip(result.passages, texts, found, strict=True), 1):
-        parts.append(_card(number, passage, _marked_up(text, stretches), top, name))
+    for number, (passage, text, spans) in enumerate(zip(result.passages, texts, found, strict=True), 1):
+        parts.append(_card(number, passage, _marked_up(text, spans), top, name))
     return "".join(parts)
 
 
@@ -185,40 +187,40 @@ def _card(number: int, passage: CompressedPassage, marked_up: str, top: float, n
         f'{opening}<summary {_OWN_KEYS}><{name} class="dah-name">Passage {number}</{name}>{badge}'
         f"<span>{passage.tokens_before:,} → {passage.tokens_after:,} tokens</span>{score}"
         f'<span class="dah-preview" dir="auto" lang="">{_escape(preview)}</span></summary>\n'
-        # The passage may be in any language; lang="" says so to screen readers.
+        # lang="" tells screen readers that the language of the passage is unknown.
         f'<div class="dah-text" dir="auto" lang="">{marked_up}</div></details>\n'
     )
 
 
-def _stretches(text: str, passage: CompressedPassage, scale: float) -> list[_Stretch]:
+def _spans(text: str, passage: CompressedPassage, scale: float) -> list[_Span]:
     kept, levels = bytearray(len(text)), bytearray(len(text))
     for start, end in passage.kept:
         _fill(kept, start, end, 1)
-    # Tokens overlap where a character has several: the hottest comes last and wins.
+    # Tokens of one character overlap: the hottest is written last and wins.
     for start, end, score in sorted(passage.heat, key=lambda token: _level(token[2], scale)):
         _fill(levels, start, end, _level(score, scale))
-    # A token brings the space before it along: between words of different heat it belongs to the cooler one.
+    # A token includes the space before it: between words of different heat, give the space to the cooler one.
     for space in _SPACE.finditer(text):
         start, end = space.span()
         _fill(levels, start, end, min(levels[start - 1], levels[end]))
     return [(bool(is_kept), list(_runs(levels, start, end))) for is_kept, start, end in _runs(kept, 0, len(text))]
 
 
-def _marked_up(text: str, stretches: list[_Stretch]) -> str:
-    """The text, in one element per kept or dropped stretch, and in these one per stretch of equal heat."""
+def _marked_up(text: str, spans: list[_Span]) -> str:
+    """Mark up the text: one element per kept or dropped span, inside it one per run of equal heat."""
     parts: list[str] = []
-    for is_kept, runs in stretches:
+    for is_kept, runs in spans:
         parts.append('<mark class="k">' if is_kept else '<span class="d">')
         for level, start, end in runs:
             piece = escape(text[start:end]).replace("\r", "")
-            # Kept text is as warm as level 0 without an element; dropped text shows only clear heat.
+            # Kept text has the colour of level 0 without an element; dropped text shows no heat below level 2.
             parts.append(f'<span class="a{level}">{piece}</span>' if level > (0 if is_kept else 1) else piece)
         parts.append("</mark>" if is_kept else "</span>")
     return "".join(parts)
 
 
 def _averaged(runs: list[_Run], group: int) -> list[_Run]:
-    """Runs in fewer pieces: the mean heat of `group` neighbours."""
+    """Return fewer runs: each has the mean level of `group` neighbours."""
     coarse = []
     for first in range(0, len(runs), group):
         part = runs[first : first + group]
@@ -243,7 +245,7 @@ def _runs(values: bytearray, start: int, end: int) -> Iterator[_Run]:
 
 
 def _scale(result: CompressionResult) -> float:
-    """The score from which on the heat is at its strongest; 0 if there is no heat."""
+    """Return the score at which the colour scale ends; 0 if no token has a positive score."""
     scores = sorted(
         score for passage in result.passages for _, _, score in passage.heat if score > 0 and math.isfinite(score)
     )
@@ -251,9 +253,9 @@ def _scale(result: CompressionResult) -> float:
 
 
 def _level(score: float, scale: float) -> int:
-    if not (score > 0 and scale > 0):  # NaN, too, ends here
+    if not (score > 0 and scale > 0):  # true for NaN, too
         return 0
-    # The square root spreads out the many small scores, which a linear scale would all show alike.
+    # The square root spreads the many small scores, which would all share a level on a linear scale.
     return min(LEVELS - 1, int(LEVELS * math.sqrt(min(1.0, score / scale))))
 
 
@@ -262,7 +264,7 @@ def _duration(seconds: float) -> str:
 
 
 def _short(name: str) -> str:
-    """The last part of an absolute path: the rest is long, and nobody else's business on a page that is sent on."""
+    """Return the last part of an absolute path: a shared page must not show the folders of its author."""
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute():
             return path.name
@@ -270,7 +272,7 @@ def _short(name: str) -> str:
 
 
 def _clean(text: str) -> str:
-    r"""What can be shown, of the same length. "\r" is left only before "\n", to be taken out after slicing."""
+    r"""Replace unshowable characters one by one, so that spans stay true; keep "\r" only before "\n", for `_escape`."""
     return re.sub("\r(?!\n)", "\n", _UNSHOWABLE.sub("\ufffd", text))
 
 

@@ -1,16 +1,16 @@
-"""How the heat map looks: its two palettes and its style sheet, used by `heatmap`.
+"""Style sheet of the heat map: light and dark palettes, and the rules that `heatmap` embeds.
 
-Every rule is about .dah: in a notebook this sheet must touch nothing else, and may be there several times. The classes
-have that prefix, too, as .card, .badge or .h1 would get the style of a Bootstrap around the notebook.
+Every selector starts at .dah, because in a notebook the sheet must style nothing else and may occur several times. The
+classes have the prefix, too: a Bootstrap theme around the notebook would style .card, .badge or .h1.
 """
 
 from __future__ import annotations
 
 LEVELS = 6
-_UNDERLINE = 3  # the most pixels, and how many levels have one
+_UNDERLINE = 3  # number of underlined levels, and the thickest underline in pixels
 
-# k0 ... k5 lie behind kept text; d2 ... d5 behind dropped text, paler so that the faded text stays readable. Between
-# `text` and `faded` the contrast is 3:1, so that kept and dropped differ without colour, too.
+# k0 ... k5 are the backgrounds of kept text, d2 ... d5 those of dropped text, paler so that the faded text stays
+# readable. `text` and `faded` have a contrast of 3:1, so kept and dropped text differ without colour, too.
 LIGHT = {
     "page": "#f6f6f4", "card": "#ffffff", "line": "#e2e1dc", "edge": "#82868c", "text": "#1b1d21", "muted": "#5c626a",
     "faded": "#666b73", "accent": "#b45309",
@@ -24,7 +24,7 @@ DARK = {
     "d2": "#1d1e21", "d3": "#1f1f20", "d4": "#22201e", "d5": "#25221d",
 }  # fmt: skip
 
-# Notebooks and documentation have their own switch, which beats the system: JupyterLab, VS Code, Colab, Sphinx themes.
+# The theme switches of JupyterLab, VS Code, Colab and Sphinx take precedence over the system's.
 _LIGHT_SWITCH = ':is([data-jp-theme-light="true"],.vscode-light,html[theme="light"],[data-theme="light"])'
 _DARK_SWITCH = ':is([data-jp-theme-light="false"],.vscode-dark,html[theme="dark"],[data-theme="dark"])'
 
@@ -34,7 +34,7 @@ def _variables(theme: dict[str, str]) -> str:
 
 
 def _underlined(selector: str, style: str) -> str:
-    """Strong heat is underlined as well, so that it shows without colour: the stronger, the thicker."""
+    """Underline strong heat, the stronger the thicker, so that it shows without colour."""
     return "".join(
         f"{selector.format(LEVELS - _UNDERLINE + width - 1)}"
         f"{{padding-bottom:{_UNDERLINE - width}px;border-bottom:{width}px {style} var(--accent)}}"
@@ -42,7 +42,7 @@ def _underlined(selector: str, style: str) -> str:
     )
 
 
-# Dark is for screens only, so that paper gets the light theme.
+# The dark palette applies to screens only: paper gets the light one.
 _COLOURS = (
     ".dah{" + _variables(LIGHT) + "color-scheme:light dark}"
     "@media screen{@media (prefers-color-scheme:dark){.dah{" + _variables(DARK) + "}}"

@@ -1,4 +1,4 @@
-"""What the browser tests of the heat map share: a browser, a server that remembers, pages, and their contrast."""
+"""Helpers of the heat map's browser tests: a browser, a server that records requests, pages, and their contrast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_chromium() -> str | None:
 
 
 class Site(ThreadingHTTPServer):
-    """Serves one page at every address and remembers what was asked for."""
+    """Serve one page at every address and record the requested paths."""
 
     def __init__(self, html: str) -> None:
         self.page = html.encode()

@@ -346,9 +346,9 @@ def test_size_of_a_long_text() -> None:
     heat = [(5 * n, 5 * n + 5, ((n * 7919) % 101 / 101) ** 4) for n in range(tokens)]
     kept = [(n, n + 100) for n in range(0, len(text), 400)]
     found = result(passage(text, kept, heat))
-    begun = time.perf_counter()
+    started = time.process_time()
     html = render_page(found)
-    assert time.perf_counter() - begun < 10  # about 0.4 s; the bound is for a busy machine
+    assert time.process_time() - started < 10  # about 0.4 s of this process's CPU time, whatever else runs
     assert len(html) < 10 * len(text)
     assert Reader(html).text() == text
     assert Reader(html).kept() == "".join(text[a:b] for a, b in kept)
