@@ -25,7 +25,7 @@ _KINDS: dict[str, tuple[str, list[_Fact]]] = {
         ("The library was given by {v}.", "person", "Who donated the library of {n}?"),
         ("The building dates from {v}.", "year", "From what year is the building of {n}?"),
         ("Lessons begin on {v}.", "date", "On what date do lessons start at {n}?"),
-        ("A bus stream is paid for those who live more than {v} metres away.", "number",
+        ("A bus ticket is paid for those who live more than {v} metres away.", "number",
          "Beyond what distance does {n} pay for the bus?"),
     ]),
     "Hotel": ("{n} stands at the edge of the old park.", [
