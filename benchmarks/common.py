@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, questions, tables."""
+"""Shared by the benchmarks: the machine's name, questions, tables."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from draftapprox_integrations.specpc.text.segmentation import sentences
 
 @dataclass(frozen=True)
 class Question:
-    """A question among passages, and what must be kept of them.
+    """A question, its passages, and the evidence in them.
 
     Attributes:
         text: The question.
         passages: Texts.
         titles: Per passage its title; None where the data has none.
         answers: Accepted answers.
-        gold: Where one of these in one passage is the evidence: its index.
-        evidence: Where some sentences are: (passage, (start, end)) of each; all are needed.
+        gold: Index of the passage that must keep an accepted answer; unused with `evidence`.
+        evidence: (passage, (start, end)) of each sentence that must be kept; None to look for an answer instead.
     """
 
     text: str
@@ -39,18 +39,18 @@ class Question:
     evidence: list[tuple[int, tuple[int, int]]] | None = None
 
     def titled(self, texts: Sequence[str]) -> list[str]:
-        """What was kept of each passage, behind its title."""
+        """The kept text of each passage, after its title."""
         named = zip(self.titles or [None] * len(texts), texts, strict=True)
         return [f"{title}\n{text}" if title else text for title, text in named]
 
     def survives(self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> bool:
-        """Whether all of the evidence is in what was kept of each passage: its text and spans."""
+        """Whether the kept texts and spans of the passages contain all of the evidence."""
         if self.evidence is None:
             return any(answer in texts[self.gold] for answer in self.answers)
         return all(any(a <= start and end <= b for a, b in spans[index]) for index, (start, end) in self.evidence)
 
     def survives_in(self, text: str) -> bool:
-        """Whether all of the evidence is in `text`, wherever it stands and however it is spaced."""
+        """Whether `text` contains all of the evidence, anywhere and with any white space."""
         if self.evidence is None:
             return any(answer in text for answer in self.answers)
         spaced = " ".join(text.split())
@@ -58,13 +58,13 @@ class Question:
 
 
 def read_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:
-    """Questions of a file in the layout of SQuAD, HotpotQA or MuSiQue.
+    """Read questions from a file in the layout of SQuAD, HotpotQA or MuSiQue.
 
     Args:
-        path: the JSON file.
-        count: how many to draw.
-        passages: how many passages each gets, of SQuAD's; the others bring theirs.
-        seed: of the draw.
+        path: The JSON file.
+        count: Number of questions to draw.
+        passages: Number of passages per question, for SQuAD only; the other data sets have their own.
+        seed: Seed of the draw.
     """
     data = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(data, dict):
@@ -77,20 +77,20 @@ def read_questions(path: Path, count: int, passages: int, seed: int) -> list[Que
 def _hotpot(row: dict[str, Any]) -> Question | None:
     titles: list[str | None] = []
     texts: list[str] = []
-    places: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {}
+    spans: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {}
     for title, pieces in row["context"]:
         text = ""
         for number, sentence in enumerate(pieces):
             text += "" if not text or sentence.startswith(" ") else " "
             start = len(text) + len(sentence) - len(sentence.lstrip())
             text += sentence
-            places[title, number] = (len(texts), (start, len(text.rstrip())))
+            spans[title, number] = (len(texts), (start, len(text.rstrip())))
         titles.append(title)
         texts.append(text)
     facts = [(title, number) for title, number in row["supporting_facts"]]
-    if any(fact not in places for fact in facts):
+    if any(fact not in spans for fact in facts):
         return None
-    evidence = [places[fact] for fact in facts]
+    evidence = [spans[fact] for fact in facts]
     return Question(row["question"].strip(), texts, answers=[row["answer"]], titles=titles, evidence=evidence)
 
 
@@ -99,17 +99,17 @@ def _musique(row: dict[str, Any]) -> Question | None:
     texts = [paragraph["paragraph_text"] for paragraph in row["paragraphs"]]
     evidence = []
     for hop in row["question_decomposition"]:
-        place = paragraphs.get(hop["paragraph_support_idx"])
-        found = -1 if place is None else texts[place].find(hop["answer"])
-        if place is None or found < 0:
+        index = paragraphs.get(hop["paragraph_support_idx"])
+        found = -1 if index is None else texts[index].find(hop["answer"])
+        if index is None or found < 0:
             return None
-        evidence.append((place, next(span for span in sentences(texts[place]) if span[0] <= found < span[1])))
+        evidence.append((index, next(span for span in sentences(texts[index]) if span[0] <= found < span[1])))
     titles = [paragraph["title"] for paragraph in row["paragraphs"]]
     return Question(row["question"], texts, answers=[row["answer"]], titles=titles, evidence=evidence)
 
 
 def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:
-    """`count` questions of a SQuAD-like file, each with its paragraph among others drawn at random."""
+    """Draw `count` questions of a SQuAD-like file, each with its paragraph among random others."""
     data = json.loads(path.read_text(encoding="utf-8"))["data"]
     paragraphs = [paragraph for article in data for paragraph in article["paragraphs"]]
     pairs = [(index, question) for index, paragraph in enumerate(paragraphs) for question in paragraph["qas"]]
@@ -128,7 +128,7 @@ def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Qu
 def measured_rows(
     path: Path, questions: Sequence[Question], measure: Callable[[Question], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What `measure` says of each question; rows that `path` (one JSON object a line) has are not measured again."""
+    """Measure each question and append its row to `path`, one JSON object per line; rows already there are kept."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for question in questions[len(rows) :]:
         rows.append(measure(question))
@@ -138,7 +138,7 @@ def measured_rows(
 
 
 def machine() -> str:
-    """One line on where and with what this ran."""
+    """One line with the processor, its cores, and the versions of torch and transformers."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -158,7 +158,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95% Wilson interval of a share."""
+    """95% Wilson interval of the share `hits / n`."""
     z, p = 1.96, hits / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))

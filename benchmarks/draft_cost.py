@@ -1,9 +1,10 @@
-"""What the draft costs: reading everything as the paper does, alone up to the last calibrated head, from a warm store.
+"""Cost of the draft: joint attention, calibrated heads without a store, calibrated heads with a filled store.
 
     python -m benchmarks.draft_cost
 
-Random words; medians of interleaved repeats, each as a share of a plain forward pass of the draft over the same
-passages and question in one prompt. "cold": no passage was read before. "warm": all were, in memory or in a file.
+Random words. The table shows medians of interleaved repeats, as shares of a plain forward pass of the draft over the
+same passages and question in one prompt. "joint": the paper's scores. "cold": no passage is in the store. "warm": all
+are, in memory or in a file.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from draftapprox_integrations.specpc.text import Passage
 from .common import machine, table
 
 QUESTION = "In which year was the old stone bridge across the northern river opened to the public?"
-WAYS = ("forward", "paper", "cold", "warm, memory", "warm, file")
+WAYS = ("forward", "joint", "cold", "warm, memory", "warm, file")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draft", default="default")
-    parser.add_argument("--shapes", nargs="+", default=["12x512", "12x200"], help="passages x tokens of each")
+    parser.add_argument("--shapes", nargs="+", default=["12x512", "12x200"], help="passages x tokens per passage")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     draft = load_model(args.draft)
@@ -54,7 +55,7 @@ def main() -> None:
                 file = CalibratedHeadsScorer(draft, store=store)
                 (prompt,) = joint.prompts.build(encoded, joint.prompts.headers([None] * count), QUESTION)
                 times["forward"].append(_timed(lambda: _forward(draft, prompt.ids)))  # noqa: B023 - called at once
-                runs = [("paper", joint), ("cold", file), ("warm, file", file), ("", memory), ("warm, memory", memory)]
+                runs = [("joint", joint), ("cold", file), ("warm, file", file), ("", memory), ("warm, memory", memory)]
                 for way, scorer in runs:
                     seconds = _timed(lambda: scorer.score_tokens(QUESTION, passages))  # noqa: B023 - called at once
                     if way:
@@ -77,9 +78,9 @@ def main() -> None:
 
 
 def _timed(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 @torch.inference_mode()

@@ -1,15 +1,15 @@
-"""What LongLLMLingua keeps of a benchmark's questions, by its own package, in an environment of its own.
+"""Compress a benchmark's questions with LongLLMLingua's own package, in a separate environment.
 
     python -m benchmarks.retention --data questions.json --export asked.json
     python -m venv other && other/bin/pip install llmlingua==0.2.2 transformers==4.46.3 torch
     other/bin/python benchmarks/longllmlingua.py asked.json --model FOLDER --out kept.jsonl
     python -m benchmarks.retention --data questions.json --beside kept.jsonl
 
-llmlingua 0.2.2 does not run on the transformers that this project needs, hence the second environment; nothing of the
-project is imported here. FOLDER holds the same draft as the other methods': the embedded model lies in
-~/.cache/draftapprox; the package reads it in float32. Budgets are counted with the draft's tokenizer, because OpenAI's
-needs a download; sentences are found by NLTK with the data inside llama-index-core's wheel (set NLTK_DATA). A second
-run goes on from --out.
+llmlingua 0.2.2 does not run with this project's version of transformers, hence the second environment; this file
+imports nothing of the project. FOLDER holds the draft of the other methods: the embedded model is in
+~/.cache/draftapprox. The package loads it in float32. Budgets are counted with the draft's tokenizer, because OpenAI's
+needs a download. NLTK splits sentences with the data in llama-index-core's wheel (set NLTK_DATA). A second run
+continues from --out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# As the package's documentation asks for LongLLMLingua, but for the order of passages, which stays.
+# LongLLMLingua's settings from the package's documentation, except that passages keep their order.
 LONG: dict[str, Any] = {
     "rank_method": "longllmlingua",
     "condition_in_question": "after_condition",
@@ -34,7 +34,7 @@ LONG: dict[str, Any] = {
 FORMS: dict[str, dict[str, Any]] = {
     "LongLLMLingua, tokens": {"dynamic_context_compression_ratio": 0.3, "context_budget": "+100"},
     "LongLLMLingua, sentences": {
-        "condition_in_question": "after",  # the condition is for tokens, and fails where a passage loses everything
+        "condition_in_question": "after",  # the condition is for tokens and fails where a passage becomes empty
         "condition_compare": False,
         "use_context_level_filter": False,
         "use_sentence_level_filter": True,
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def load(model: str) -> Any:
-    """A PromptCompressor that counts with the draft's tokenizer and asks the model the same thing once."""
+    """Return a PromptCompressor that counts with the draft's tokenizer and caches perplexities."""
     import torch
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -70,12 +70,12 @@ def load(model: str) -> Any:
 
     def config_of(folder: str, **options: Any) -> Any:
         config = AutoConfig.from_pretrained(folder, **options)
-        saved = getattr(config, "rope_parameters", None)  # where transformers 5, which saved it, puts it
+        saved = getattr(config, "rope_parameters", None)  # transformers 5, which saved it, uses this field
         config.rope_theta = saved["rope_theta"] if saved else config.rope_theta
         return config
 
     package.AutoConfig = SimpleNamespace(from_pretrained=config_of)
-    package.AutoTokenizer = PreTrainedTokenizerFast  # the name that transformers 5 saved is not known to 4
+    package.AutoTokenizer = PreTrainedTokenizerFast  # transformers 4 does not know the class that 5 saved
 
     class Counted:
         def encode(self, text: str) -> list[int]:
@@ -83,13 +83,13 @@ def load(model: str) -> Any:
 
     package.tiktoken.encoding_for_model = lambda _name: Counted()
     compressor = package.PromptCompressor(model, device_map="cpu", model_config={"torch_dtype": torch.float32})
-    compressor.tokenizer.clean_up_tokenization_spaces = False  # the package expects to decode what it encoded
+    compressor.tokenizer.clean_up_tokenization_spaces = False  # the package needs decoding to invert encoding
     compressor.get_condition_ppl = lru_cache(maxsize=4096)(compressor.get_condition_ppl)
     return compressor
 
 
 def compress(compressor: Any, question: dict[str, Any], form: dict[str, Any]) -> list[str]:
-    """For each budget of a question the text that is kept."""
+    """Return the kept text of a question for each budget."""
     return [
         compressor.compress_prompt(
             question["passages"], question=question["question"], target_token=budget, **(LONG | form)

@@ -1,6 +1,7 @@
 """Questions about one of many passages that look alike: same kind, same phrases, another name and other numbers.
 
-Invented, in other words than the questions that heads are calibrated on (specpc/synthetic.py): nothing was tuned here.
+They are invented, with other wording than the tasks of calibration (specpc/calibration/synthetic_tasks.py). Nothing was
+tuned on them.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ _MONTHS = "January March April June August October"
 
 
 def lookalike_questions(count: int, passages: int, seed: int, alike_names: bool = False) -> list[Question]:
-    """`count` questions; only the title and the first sentence of a passage say which thing it is about.
+    """Make questions whose passages name their subject in the title and the first sentence only.
 
     Args:
-        count: how many.
-        passages: of each.
-        seed: of the draw.
-        alike_names: The names are made of few words too ("North Moss Bridge", "North Clay Bridge", "Old Moss Bridge"):
-            every word of one stands in the names of other passages.
+        count: Number of questions.
+        passages: Number of passages of each question.
+        seed: Seed of the draw.
+        alike_names: Make names from few words too ("North Moss Bridge", "North Clay Bridge", "Old Moss Bridge"), so
+            that every word of a name also occurs in other names.
     """
     rng = random.Random(seed)
     return [_question(rng, passages, alike_names) for _ in range(count)]
@@ -78,7 +79,7 @@ def _question(rng: random.Random, passages: int, alike_names: bool) -> Question:
     kind = rng.choice(list(_KINDS))
     opening, facts = _KINDS[kind]
     if alike_names:
-        some = -(-passages // 3)  # of these words squared three quarters and more become names
+        some = -(-passages // 3)  # at least three quarters of the word pairs become names
         first, second = rng.sample(_WORDS.split(), some), rng.sample(_STARTS.split(), some)
         names = [f"{a} {b} {kind}" for a in first for b in second]
     else:

@@ -1,9 +1,9 @@
-"""A needle in 100,000 tokens: is it kept when 1,024 tokens are, and how much memory does that take.
+"""A needle in 100,000 tokens: whether it is among the 1,024 tokens kept, and the peak memory.
 
     python -m benchmarks.needle --data squad-like.json
 
-The haystack is made of the file's paragraphs, over and over, with a number in front that makes each its own passage;
-the needle is one sentence in a passage of its own, at 20 depths. The haystack is read once and kept in memory.
+The haystack repeats the file's paragraphs, each with a number in front, so that all passages differ. The needle is a
+passage of one sentence, at 20 depths. The haystack is read once and its keys are kept in memory.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def main() -> None:
         passages = list(haystack)
         passages.insert(rng.randrange(len(haystack) + 1), NEEDLE.format(place=place, colour=colour))
         question = QUESTION.format(place=place)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         if number == 0:
             peak = peak_bytes(lambda: ask("heads", passages, question))  # noqa: B023 - called at once
         for scorer in engines:
             found[scorer] += NEEDLE.format(place=place, colour=colour) in ask(scorer, passages, question)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     print(machine())
     print(
         f"{engines['fused'].draft.name}, window {engines['fused'].draft.context_window:,}; {len(haystack)} passages, "

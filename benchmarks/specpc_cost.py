@@ -1,9 +1,9 @@
-"""What SpecPC's scoring costs over a plain forward pass of the same draft: time and peak memory.
+"""Time and peak memory of joint attention scores, beside a plain forward pass of the same draft.
 
     python -m benchmarks.specpc_cost
 
-Both run in one process, in turn; times are medians of the ratios of neighbouring runs. The plain pass computes the
-logits of the last token only. Memory is the peak over what was resident before (Linux: VmHWM; CUDA: its allocator).
+Both run alternately in one process; ratios are medians over neighbouring runs. The plain pass computes the logits of
+the last token only. Memory is the peak minus the memory resident before (Linux: VmHWM; CUDA: its allocator).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def passes(draft: LoadedModel, tokens: int, window: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A plain forward pass over random ids, and the same with scoring."""
+    """Return two functions: a plain forward pass over random ids, and one with scores."""
     view = attention_view(draft.model)
     ids = torch.randint(100, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
 
@@ -73,16 +73,16 @@ def passes(draft: LoadedModel, tokens: int, window: int) -> tuple[Callable[[], N
 
 
 def seconds(run: Callable[[], None]) -> float:
-    """Wall time of one run."""
+    """Wall time of one run, in seconds."""
     _synchronize()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run()
     _synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Peak memory of one run over what was there before."""
+    """Peak memory of one run minus the memory used before, in bytes."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -90,10 +90,10 @@ def peak_bytes(run: Callable[[], object]) -> int:
         run()
         return torch.cuda.max_memory_allocated() - before
     libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: tensors go back to the system when they are freed
+    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: freed tensors return to the system
     libc.malloc_trim(0)
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     run()
     return _status("VmHWM") - before
 
