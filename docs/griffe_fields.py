@@ -1,7 +1,7 @@
 """Griffe extension: the type and default of every documented argument in the API reference.
 
-Griffe alone does not find those of pydantic fields that a class takes as `**fields`, nor of docstring lines that describe
-several arguments ("top_p, top_k: ...").
+Griffe alone does not find those of pydantic fields that a class takes as `**fields`, nor of docstring lines that
+describe several arguments ("top_p, top_k: ...").
 """
 
 import copy
