@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and compute what they say."""
+"""The notebooks run from top to bottom, and their results are right."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.conftest import DEMO, ROOT
 COOKBOOK = ROOT / "cookbook"
 NOTEBOOKS = sorted(COOKBOOK.glob("*.ipynb"))
 QUICK = {"06_bring_your_own_models"}  # run by every `make test`; the others by `make notebooks`
-REWRITE = "COOKBOOK_REWRITE"  # set: what was executed and found right replaces the outputs in the repository
+REWRITE = "COOKBOOK_REWRITE"  # set: right outputs replace those in the repository
 
 # Run as a last cell in the notebook's own kernel.
 FACTS = {
@@ -93,7 +93,7 @@ def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-# ipykernel's own complaint, on stderr, when its output thread got no turn for ten seconds; nothing is lost by it.
+# ipykernel prints this to stderr when its output thread is starved for ten seconds; no output is lost.
 STARVED = "IOStream.flush timed out\n"
 
 
@@ -102,10 +102,10 @@ def code_cells(notebook: Any) -> Any:
 
 
 def execute(notebook: Any, folder: Any) -> None:
-    """Run the cells and note their outputs, however late a busy machine brings them.
+    """Run the cells and record their outputs, even late ones.
 
-    By default nbclient stops listening four seconds after a cell is done. What comes later is lost, and the listener
-    that is left over takes messages, execution counts among them, from the cells that follow.
+    By default nbclient stops listening four seconds after a cell is done. Later output is lost, and the remaining
+    listener takes messages, execution counts among them, from the cells that follow.
     """
     client = NotebookClient(
         notebook,
@@ -143,7 +143,7 @@ def check_clean(notebook: Any) -> None:
 
 @pytest.fixture(scope="module")
 def font_cache() -> None:
-    """Matplotlib's list of fonts, made before a notebook would: it says so on stderr if that takes five seconds."""
+    """Build Matplotlib's font list first: a notebook would print a warning if that takes five seconds."""
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True, capture_output=True)
 
 
@@ -163,9 +163,9 @@ def test_runs_and_computes_what_it_says(
     notebook.cells.append(nbformat.v4.new_code_cell(facts))
     execute(notebook, folder)
     del notebook.cells[-1]
-    check_clean(notebook)  # before it is written: what another test would refuse never reaches the repository
+    check_clean(notebook)  # before it is written, so that unclean outputs never reach the repository
     if os.environ.get(REWRITE):
-        notebook.metadata["language_info"] = {"name": "python"}  # the version is that of whoever ran it last
+        notebook.metadata["language_info"] = {"name": "python"}  # without the version of Python
         nbformat.write(notebook, path)
 
 
@@ -183,7 +183,7 @@ def test_committed_with_clean_outputs(path: Any) -> None:
 @pytest.mark.notebooks
 @pytest.mark.slow
 def test_a_kernel_that_gets_no_turn_loses_no_output(tmp_path: Path) -> None:
-    """The thread that sends the outputs sleeps longer than ipykernel and, by default, nbclient wait for it."""
+    """The output thread sleeps longer than ipykernel and, by default, nbclient wait for it."""
     stall = "import time\nget_ipython().kernel.iopub_thread.io_loop.add_callback(time.sleep, 16)"
     cells = [nbformat.v4.new_code_cell(source) for source in ("print(1)", stall, "print(3)", "print(4)")]
     notebook = nbformat.v4.new_notebook(cells=cells)

@@ -109,7 +109,7 @@ def test_the_notebooks_are_listed_and_carried(site: Any) -> None:
 
 
 def message_of(node: Any) -> Any:
-    """The text of a string expression, with … for what is filled in."""
+    """The text of a string expression, with … in place of filled-in values."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.sub("%[sd]", "…", node.value)
     if isinstance(node, ast.JoinedStr):

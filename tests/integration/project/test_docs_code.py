@@ -1,8 +1,8 @@
-"""What README and documentation show is run: Python from top to bottom of each page; shell commands are only parsed.
+"""The Python of README and documentation runs, each page from top to bottom; shell commands are only parsed.
 
-Two substitutions, so that it runs anywhere: names of hub models become "default", the embedded model; the address of
-an API target becomes a small server of this test that speaks OpenAI's protocol. A `print(...)  # text` promises its
-output. A block behind `<!-- not run: reason -->` is only compiled.
+Two substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
+target becomes a small server of this test with OpenAI's protocol. The comment of `print(...)  # text` is its expected
+output. A block after `<!-- not run: reason -->` is only compiled.
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ def blocks(page: Any, language: Any) -> Any:
 
 
 class Api(BaseHTTPRequestHandler):
-    """Answers chat completions, whole or streamed, and remembers what it was asked."""
+    """Answers chat completions, whole or streamed, and records the requests."""
 
     protocol_version = "HTTP/1.1"
     requests: ClassVar[list[dict[str, Any]]] = []
@@ -91,7 +91,7 @@ def api() -> Iterator[Any]:
 
 @pytest.fixture
 def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """What README and home page take for granted: the application around the few lines they show. An empty folder."""
+    """The names that README and home page use from the reader's application, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Settings, "_llm", SpecKVLLM("default", max_tokens=16))
     monkeypatch.setattr(Settings, "_tokenizer", Settings._tokenizer)
