@@ -1,10 +1,10 @@
 """What a scorer is: it gives every sentence of every passage a score for a query.
 
-class LengthScorer:
-def score(self, query, passages, sentences):
-return [torch.tensor([len(s.text) for s in group]) for group in sentences]
+The smallest one, for `SpecPC("default", scorer=LengthScorer())`:
 
-SpecPC("default", scorer=LengthScorer())
+    class LengthScorer:
+        def score(self, query, passages, sentences):
+            return [torch.tensor([len(s.text) for s in group]) for group in sentences]
 """
 
 from __future__ import annotations
