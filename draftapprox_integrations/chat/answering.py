@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..engine.engine import SpecKV
 from ..results import Generation
 from .calls import prepare_chat
+from .literal import encode_literal
 from .template import Message, has_chat_template
 
 INSTRUCTION = "Use the context to answer the question in one sentence."
@@ -25,9 +26,10 @@ def answer(engine: SpecKV, passages: Sequence[str], query: str, max_new_tokens: 
         InvalidInputError: the model has no tokenizer, or the prompt exceeds its window.
     """
     content = rag_prompt(passages, query)
-    if has_chat_template(engine.target.require_tokenizer()):
+    tokenizer = engine.target.require_tokenizer()
+    if has_chat_template(tokenizer):
         call = prepare_chat(engine, [Message("user", content)])
         (stream,) = engine.submit([call.ids], max_new_tokens=max_new_tokens, **call.options)
     else:
-        (stream,) = engine.submit(f"{content}\nAnswer:", max_new_tokens=max_new_tokens)
+        (stream,) = engine.submit([encode_literal(tokenizer, f"{content}\nAnswer:")], max_new_tokens=max_new_tokens)
     return stream.result()

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
 from .grammar import JsonConstraint, answer_or_call_schema, call_schema
-from .template import Message, protect_short_messages, render_chat
+from .template import Message, encode_chat
 from .tools import InvalidToolCall, ParsedAnswer, parse_tool_calls
 
 
@@ -80,13 +80,13 @@ def prepare_chat(
     options: dict[str, Any] = {}
     if enforced is not None:
         options["logits_processor"] = [JsonConstraint(engine.target, enforced)]
-    text = render_chat(tokenizer, messages, tools, **(template_options or {}))
     if isinstance(engine.config, SpecKVPCConfig | SpecPCConfig):
         specpc = engine.config.specpc_config if isinstance(engine.config, SpecKVPCConfig) else engine.config
-        ids, protected = protect_short_messages(tokenizer, text, messages, specpc.max_capacity_prompt)
+        capacity = specpc.max_capacity_prompt
+        ids, protected = encode_chat(tokenizer, messages, tools, template_options, capacity=capacity)
         options["protected"] = [protected]
     else:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, _ = encode_chat(tokenizer, messages, tools, template_options)
     return ChatCall(ids, options, tool_names, forced)
 
 

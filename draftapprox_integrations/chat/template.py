@@ -1,56 +1,28 @@
 """Render messages with a model's chat template.
 
-Templates differ in what they accept: some refuse system messages, some refuse two messages of one role in a row, some
-do not render tools. Messages are converted to a form the template accepts; no text is lost.
+Templates differ in what they accept: some refuse or drop system messages, some refuse two messages of one role in a
+row, some take one tool call at a time or render no tools. The conversation is converted to a form of which the template
+drops nothing.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidInputError
-from .tools import ToolCall, describe_tools, format_tool_calls
+from .literal import EncodedPrompt, Marking, TextGuard
+from .messages import Form, Message, Role, forms
+from .tools import ToolCall
 
-Role = Literal["system", "user", "assistant", "tool"]
+__all__ = ["Message", "Role", "encode_chat", "has_chat_template", "render_chat", "renders_tools"]
 
 _SHORT_MESSAGE = 128  # tokens; SpecPC never shortens a message up to this long
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation, independent of any framework.
-
-    Attributes:
-        role: The speaker's role.
-        content: The text.
-        tool_calls: Calls requested by an assistant message.
-        name: Name of the answering tool, or of the speaker.
-        tool_call_id: Id of the call that a tool message answers.
-    """
-
-    role: Role
-    content: str
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    name: str | None = None
-    tool_call_id: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the message in the format of transformers' chat templates."""
-        given: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.tool_calls:
-            given["tool_calls"] = [
-                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
-                for call in self.tool_calls
-            ]
-        if self.role == "tool":
-            given |= {"name": self.name or "", "tool_call_id": self.tool_call_id or ""}
-        return given
+_REFUSALS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -71,7 +43,10 @@ def render_chat(
     tools: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> str:
-    """Return the prompt for the assistant's next message; a last assistant message is continued.
+    """Return the prompt for the assistant's next message as text; a last assistant message is continued.
+
+    In the text, control tokens that a message spells cannot be told from the template's; `encode_chat` keeps them
+    apart.
 
     Args:
         tokenizer: The target's tokenizer.
@@ -81,7 +56,8 @@ def render_chat(
         **options: Further variables of the template, such as `enable_thinking`.
 
     Raises:
-        InvalidInputError: there is no template or no message, or the template refuses the conversation.
+        InvalidInputError: there is no template or no message, or the template refuses the conversation or drops a part
+            of it.
     """
     if not has_chat_template(tokenizer):
         raise InvalidInputError(
@@ -90,49 +66,71 @@ def render_chat(
         )
     if not messages:
         raise InvalidInputError("there are no messages; give at least one")
-    if not renders_tools(tokenizer) and (tools or any(m.tool_calls or m.role == "tool" for m in messages)):
-        messages, tools = _tools_as_text(messages, tools), ()
-    merged = _merge(messages)
-    last = merged[-1]
-    continued = last.role == "assistant" and not last.tool_calls and bool(last.content)
-    arguments: dict[str, Any] = {
-        "tools": list(tools) or None,
-        "add_generation_prompt": not continued,
-        "continue_final_message": continued,
-        "tokenize": False,
-        **options,
-    }
     refused: Exception | None = None
-    for attempt in (merged, _merge(_fold_system(merged))):
+    dropped: list[str] = []
+    for form in forms(messages, tools, native_tools=renders_tools(tokenizer)):
         try:
-            return str(tokenizer.apply_chat_template([m.as_dict() for m in attempt], **arguments))
-        except (TemplateError, ValueError, TypeError) as error:
+            shown = _apply(tokenizer, form, options)
+        except _REFUSALS as error:
             refused = refused or error
-    raise InvalidInputError(f"the model's chat template refuses these messages: {refused}") from refused
+            continue
+        lost = _dropped(tokenizer, form, options)
+        if not lost:
+            return shown
+        dropped = dropped or lost
+    if refused is not None and not dropped:
+        raise InvalidInputError(f"the model's chat template refuses these messages: {refused}") from refused
+    raise InvalidInputError(f"the model's chat template drops {' and '.join(dropped)}; set another chat_template")
 
 
-def protect_short_messages(
-    tokenizer: PreTrainedTokenizerBase, text: str, messages: Sequence[Message], capacity: int
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]] = (),
+    options: Mapping[str, Any] | None = None,
+    *,
+    capacity: int | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Tokenize a rendered chat and mark the tokens that SpecPC must keep.
-
-    Always kept is the template's tail. Then short system messages are kept, then other short messages and the
-    template's role markers from the newest back, up to half of `capacity`. Long messages may be shortened.
+    """Render and tokenize a conversation; nothing in its texts becomes a control token.
 
     Args:
         tokenizer: The target's tokenizer.
-        text: The output of `render_chat` for `messages`.
-        messages: The conversation.
-        capacity: Most tokens that SpecPC keeps.
+        messages: At least one message.
+        tools: Tools in OpenAI's format.
+        options: Further variables of the template.
+        capacity: Most tokens that SpecPC keeps. None: SpecPC is not in use.
 
     Returns:
-        Token ids [tokens], and per id whether it is protected.
+        Token ids [tokens], and per id whether SpecPC must keep it. Always kept is the template's tail. Then short
+        system messages are kept, then other short messages and the template's role markers from the newest back, up to
+        half of `capacity`. Long messages may be shortened.
+
+    Raises:
+        InvalidInputError: as `render_chat`.
     """
-    if not tokenizer.is_fast:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids, [False] * len(ids)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = [start for start, _ in encoded["offset_mapping"]]
+    options = dict(options or {})
+    guard = TextGuard(tokenizer, [list(messages), list(tools), options])
+
+    def attempt(marking: Marking) -> tuple[str, list[Message], EncodedPrompt | None]:
+        marked = [guard.mark(message, marking) for message in messages]
+        fixed: Marking = "visible" if marking == "visible" else "exact"  # a schema's own words stay
+        text = render_chat(tokenizer, marked, guard.mark(list(tools), fixed), **guard.mark(options, fixed))
+        return text, marked, guard.encode(text)
+
+    text, marked, encoded = attempt("exact")
+    if guard.is_doubtful and encoded is not None:
+        careful = attempt("careful")
+        if careful[2] is None or careful[2].controls != encoded.controls:
+            text, marked, encoded = careful
+    if encoded is None:
+        text, marked, encoded = attempt("visible")
+        assert encoded is not None
+    if capacity is None or encoded.starts is None:
+        return encoded.ids, [False] * len(encoded.ids)
+    return encoded.ids, _protect_short_messages(encoded.starts, text, marked, capacity)
+
+
+def _protect_short_messages(starts: Sequence[int], text: str, messages: Sequence[Message], capacity: int) -> list[bool]:
     regions: list[tuple[int, int, int, Role]] = []  # start of the role marker, of the content, its end, the role
     position = 0
     for message in messages:
@@ -151,40 +149,53 @@ def protect_short_messages(
         if sum(protected) + len(candidates) <= capacity // 2:
             for index in candidates:
                 protected[index] = True
-    return encoded["input_ids"], protected
+    return protected
 
 
-def _merge(messages: Iterable[Message]) -> list[Message]:
-    """Join consecutive messages of one role; tool calls and tool results stay separate."""
-    merged: list[Message] = []
-    for message in messages:
-        before = merged[-1] if merged else None
-        if before is None or before.role != message.role or message.role == "tool" or before.tool_calls:
-            merged.append(message)
-        else:
-            content = "\n\n".join(filter(None, (before.content, message.content)))
-            merged[-1] = replace(before, content=content, tool_calls=message.tool_calls)
-    return merged
+def _apply(tokenizer: PreTrainedTokenizerBase, form: Form, options: Mapping[str, Any]) -> str:
+    last = form.messages[-1]
+    continued = last.role == "assistant" and not last.tool_calls and bool(last.content)
+    arguments: dict[str, Any] = {
+        "tools": form.tools or None,
+        "add_generation_prompt": not continued,
+        "continue_final_message": continued,
+        "tokenize": False,
+        **options,
+    }
+    return str(tokenizer.apply_chat_template(form.as_dicts(), **arguments))
 
 
-def _fold_system(messages: Iterable[Message]) -> list[Message]:
-    """Turn system messages into user messages, for templates that refuse them, such as Gemma's."""
-    return [replace(message, role="user") if message.role == "system" else message for message in messages]
+def _dropped(tokenizer: PreTrainedTokenizerBase, form: Form, options: Mapping[str, Any]) -> list[str]:
+    """Return what the template leaves out, found by rendering probes in place of the texts."""
+    wanted: list[tuple[str, str]] = []
+
+    def probe(what: str) -> str:
+        wanted.append((f"zq{len(wanted)}x", what))
+        return wanted[-1][0]
+
+    messages = []
+    repr_of_arguments = []
+    for message in form.messages:
+        calls = []
+        for call in message.tool_calls:
+            arguments = {probe("arguments of tool calls"): probe("arguments of tool calls")} if call.arguments else {}
+            repr_of_arguments += [repr(arguments)] if arguments else []
+            calls.append(ToolCall(probe("tool calls"), arguments, call.id))
+        content = probe(f"{message.role} messages") if message.content.strip() else message.content
+        messages.append(replace(message, content=content, tool_calls=calls))
+    tools = [_probe_tool(tool, probe("tools")) for tool in form.tools]
+    try:
+        shown = _apply(tokenizer, Form(messages, tools, form.arguments_as_text), options).lower()
+    except _REFUSALS:  # the template checks the texts themselves; it rendered the real ones
+        return []
+    lost = [what for text, what in wanted if text not in shown]
+    if any(text in shown for text in repr_of_arguments):
+        lost.append("JSON of tool calls")  # a mapping printed by Python
+    return list(dict.fromkeys(lost))
 
 
-def _tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
-    """Write tools, tool calls and tool results as text, for templates that do not render tools."""
-    plain = [Message("system", describe_tools(tools))] if tools else []
-    if messages[0].role == "system":
-        plain = [messages[0], *plain]
-        messages = messages[1:]
-    for message in messages:
-        if message.tool_calls:
-            content = "\n".join(filter(None, (message.content, format_tool_calls(message.tool_calls))))
-            plain.append(replace(message, content=content, tool_calls=[]))
-        elif message.role == "tool":
-            shown = json.dumps({"name": message.name, "content": message.content}, ensure_ascii=False)
-            plain.append(Message("user", f"<tool_response>\n{shown}\n</tool_response>"))
-        else:
-            plain.append(message)
-    return plain
+def _probe_tool(tool: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return `tool` under another name. A template that shows only part of a tool does so by its model's design."""
+    if "function" in tool:
+        return tool | {"function": tool["function"] | {"name": name}}
+    return tool | {"name": name}

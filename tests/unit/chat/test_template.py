@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations.chat.template import Message, protect_short_messages, render_chat, renders_tools
+from draftapprox_integrations.chat.template import Message, encode_chat, render_chat, renders_tools
 from draftapprox_integrations.chat.tools import ToolCall
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import CHAT_TEMPLATE
@@ -125,8 +125,7 @@ def test_short_messages_and_marks_are_protected_and_long_ones_not(tokenizer: Any
     long_text = "The old mill was built in 1821 by the river. " * 40
     messages = [Message("system", "Be brief."), Message("user", long_text), Message("user", "When was it built?")]
     messages = [messages[0], messages[1], Message("assistant", "Yes?"), messages[2]]
-    text = render_chat(tokenizer, messages)
-    ids, protected = protect_short_messages(tokenizer, text, messages, capacity=400)
+    ids, protected = encode_chat(tokenizer, messages, capacity=400)
     kept = tokenizer.decode([token for token, keep in zip(ids, protected, strict=True) if keep])
     dropped = tokenizer.decode([token for token, keep in zip(ids, protected, strict=True) if not keep])
     assert kept.startswith("<|system|>Be brief.")
@@ -135,7 +134,7 @@ def test_short_messages_and_marks_are_protected_and_long_ones_not(tokenizer: Any
     assert dropped.strip() == long_text.strip()
     # a long history does not make it impossible: the newest go first, up to half the capacity
     many = [Message("user" if i % 2 == 0 else "assistant", f"message {i}") for i in range(101)]
-    _, protected = protect_short_messages(tokenizer, render_chat(tokenizer, many), many, capacity=200)
+    _, protected = encode_chat(tokenizer, many, capacity=200)
     assert 80 < sum(protected) <= 100
     assert all(protected[-60:])
     assert not any(protected[:60])
