@@ -1,31 +1,25 @@
-"""The command line, run as users run it: a process with stdin, stdout, stderr and an exit code."""
+"""The command line: `ask` and `compress`, with their standard streams and exit codes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import DEMO
+from tests.helpers.command_line import run_here, run_process
 
-DRAFTAPPROX = Path(sys.executable).parent / "draftapprox"
 QUESTION = "On what date did the Candlemas Storm come?"
-
-
-def run(*arguments: Any, stdin: bytes = b"") -> Any:
-    return subprocess.run([DRAFTAPPROX, *map(str, arguments)], input=stdin, capture_output=True, timeout=300)
 
 
 def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = run(
+    done = run_process(
         "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
         "--max-tokens", 150, "--compare", "--html", page,
     )  # fmt: skip
-    out = done.stdout.decode()
-    assert done.returncode == 0, done.stderr.decode()
+    out = done.out
+    assert done.code == 0, done.err
     kept, answer = out.split("answer", 1)
     assert "2 February 1938" in " ".join(kept.replace("\u2502", " ").split())
     assert "characters dropped ...]" in kept
@@ -35,37 +29,39 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
         assert shown in out
     assert "Candlemas" in page.read_text()
     assert "museum" in (tmp_path / "page-2.html").read_text()
-    assert "Traceback" not in done.stderr.decode()
+    assert "Traceback" not in done.err
 
 
 def test_ask_with_fewer_kv_pairs() -> None:
-    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--top-k", 3, "--method", "speckv", "--kv", 64, "--compare")
-    out = done.stdout.decode()
-    assert done.returncode == 0, done.stderr.decode()
+    done = run_process(
+        "ask", QUESTION, "--docs", DEMO / "docs", "--top-k", 3, "--method", "speckv", "--kv", 64, "--compare"
+    )
+    out = done.out
+    assert done.code == 0, done.err
     kept = next(line.split() for line in out.splitlines() if line.startswith("KV pairs kept per head"))
     assert kept[-2] == "64"
     assert int(kept[-1].replace(",", "")) > 300
     for step in ("lookahead", "prefill", "decode"):
         assert step in out
-    done = run("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--keep-ratio", 0.5)
-    assert done.returncode == 1
-    assert "--method full does not" in " ".join(done.stderr.decode().split())
+    done = run_here("ask", QUESTION, "--docs", DEMO / "docs", "--method", "full", "--keep-ratio", 0.5)
+    assert done.code == 1
+    assert "--method full does not" in done.message
 
 
 def test_compress_stdin_to_text() -> None:
     text = (DEMO / "docs" / "three-storms.md").read_bytes()
-    done = run("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)
-    assert done.returncode == 0, done.stderr.decode()
-    assert "2 February 1938" in done.stdout.decode()
-    assert len(done.stdout) < 0.2 * len(text)
-    assert "tokens" in done.stderr.decode()
+    done = run_process("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)
+    assert done.code == 0, done.err
+    assert "2 February 1938" in done.out
+    assert len(done.out) < 0.2 * len(text)
+    assert "tokens" in done.err
 
 
 def test_compress_files_to_json() -> None:
     files = [DEMO / "docs" / "three-storms.md", DEMO / "docs" / "rescue-service-report.pdf"]
-    done = run("compress", *files, "-q", QUESTION, "--keep-ratio", 0.05, "--json", "--granularity", "word")
-    assert done.returncode == 0, done.stderr.decode()
-    result = json.loads(done.stdout)
+    done = run_process("compress", *files, "-q", QUESTION, "--keep-ratio", 0.05, "--json", "--granularity", "word")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
     assert result["titles"][0].startswith("Three Storms")
     assert result["tokens_after"] <= result["budget"] < 0.06 * result["tokens_before"]
     assert result["draft"] == "SmolLM2-135M-Instruct"
@@ -86,14 +82,14 @@ def test_compress_files_to_json() -> None:
     ],
 )
 def test_errors_are_one_line_and_exit_1(arguments: Any, stdin: bytes, message: str) -> None:
-    done = run(*arguments, stdin=stdin)
-    assert done.returncode == 1
-    assert message in " ".join(done.stderr.decode().split())
-    assert "Traceback" not in done.stderr.decode()
-    assert done.stdout == b""
+    done = run_here(*arguments, stdin=stdin)
+    assert done.code == 1
+    assert message in done.message
+    assert "Traceback" not in done.err
+    assert done.out == ""
 
 
 def test_empty_input_is_no_error() -> None:
-    done = run("compress", "-q", "why?", stdin=b"")
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.strip() == b""
+    done = run_here("compress", "-q", "why?", stdin=b"")
+    assert done.code == 0, done.err
+    assert done.out.strip() == ""
