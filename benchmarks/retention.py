@@ -43,6 +43,7 @@ from draftapprox_integrations.specpc.text import Packer, Passage, Sentence, rank
 
 from .common import Question, machine, read_questions, table, wilson
 from .lookalikes import lookalike_questions
+from .structured import structured_rows
 
 TOKENS = CompressionConfig(granularity="token")
 
@@ -52,12 +53,15 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="a JSON file in SQuAD's, HotpotQA's or MuSiQue's layout")
     source.add_argument("--lookalikes", action="store_true", help="make the questions up")
+    source.add_argument(
+        "--structured", action="store_true", help="make up tables, logs, JSON, code, ...: see structured.py"
+    )
     parser.add_argument("--alike-names", action="store_true", help="of look-alikes: names share their words too")
     parser.add_argument("--draft", default="default")
     parser.add_argument("-n", type=int, default=100, help="questions")
     parser.add_argument("--skip", type=int, default=0, help="of these, how many of the first to leave out")
     parser.add_argument("--passages", type=int, default=12)
-    parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
+    parser.add_argument("--keep-ratios", type=float, nargs="+", help="[0.1 0.25 0.5; 0.05 0.1 0.25 with --structured]")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="leave out what reads all passages in one prompt")
     parser.add_argument("--unrounded", action="store_true", help="also: calibrated heads whose keys are not int8")
@@ -66,6 +70,16 @@ def main() -> None:
     args = parser.parse_args()
 
     draft = load_model(args.draft)
+    if args.structured:
+        ratios = args.keep_ratios or [0.05, 0.1, 0.25]
+        begun = time.perf_counter()
+        rows = structured_rows(draft, args.n, args.seed, ratios)
+        print(machine())
+        print(f"draft {draft.name} ({draft.dtype}); {args.n} questions of each family, seed {args.seed}; ", end="")
+        print(f"{time.perf_counter() - begun:.0f} s\n")
+        print(table(["asked unit kept whole, %", "family", *(f"{ratio:.0%} of tokens" for ratio in ratios)], rows))
+        return
+    args.keep_ratios = args.keep_ratios or [0.1, 0.25, 0.5]
     counter = SpecPC(draft)
     scorers = attention_scorers(draft, joint=not args.quick, unrounded=args.unrounded)
     if args.data:

@@ -35,7 +35,7 @@ from .scoring.scorer import Scorer, check_scores
 from .store.passage_store import PassageStore, open_store
 from .text.packing import Packed, Packer
 from .text.ranking import Pattern, rank
-from .text.segmentation import Passage, segment
+from .text.segmentation import Passage, longest_unit, segment
 from .token_selection import choose_positions
 from .validation import (
     as_config,
@@ -196,7 +196,9 @@ class SpecPC:
         if sum(before) <= budget:
             whole = Packed([[(0, len(text))] if text else [] for text in texts], texts, before)
             return self._result(query, items, before, whole, budget, _timings(start))
-        sentences = segment(texts, self.compression.granularity, self._token_spans(texts))
+        longest = longest_unit(budget, sum(before), sum(map(len, texts)))
+        granularity = self.compression.granularity
+        sentences = segment(texts, granularity, self._token_spans(texts), max_characters=longest)
         tokenized = time.perf_counter()
         scores = check_scores(self.scorer, self.scorer.score(query, items, sentences), sentences)
         scored = time.perf_counter()

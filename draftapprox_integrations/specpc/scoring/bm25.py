@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 
-from ..text.segmentation import Passage, Sentence
+from ..text.graphemes import cluster_spans
+from ..text.segmentation import Passage, Sentence, headers_of
 
-_HAN_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+# Scripts written without spaces: there every character and every pair of neighbours is a word.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}"
+_PART = rf"[[\p{{L}}\p{{N}}\p{{M}}\p{{Pc}}\u200c\u200d]--[{_UNSPACED}]]"
 # A word of one letter or digit may be all that tells names apart ("Unit 7", "Hall B"); the s behind an apostrophe means
-# nothing. Chinese and Japanese are written without spaces: there every character is a word.
-_WORD = rf"(?u)[{_HAN_KANA}]|[^\W{_HAN_KANA}]{{2,}}|(?<!['\u2019])\b[^\W{_HAN_KANA}]\b"
+# nothing.
+_WORD = regex.compile(
+    rf"(?P<run>[{_UNSPACED}\p{{M}}]*[{_UNSPACED}][{_UNSPACED}\p{{M}}\u30fc]*+)|{_PART}{{2,}}+|(?<!['\u2019]){_PART}",
+    regex.V1,
+)
+# Vowel signs that Arabic and Hebrew readers leave out, and joiners that nobody sees.
+_UNWRITTEN = regex.compile(r"[\u0591-\u05bd\u0640\u064b-\u065f\u0670\u200c\u200d\u00ad]")
 
 
 def split_words(texts: Sequence[str]) -> list[list[str]]:
-    """Words of each text in lower case, without English stop words."""
-    import bm25s
+    """Words of each text in lower case (NFKC), without English stop words, for every script."""
+    from bm25s.stopwords import STOPWORDS_EN
 
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress at level DEBUG
-    words: Any = bm25s.tokenize(list(texts), token_pattern=_WORD, stopwords="en", return_ids=False, show_progress=False)
-    return list(words)
+    return [[word for word in _words(text) if word not in STOPWORDS_EN] for text in texts]
+
+
+def _words(text: str) -> Iterator[str]:
+    text = _UNWRITTEN.sub("", unicodedata.normalize("NFKC", text).lower())
+    for found in _WORD.finditer(text):
+        word = found[0]
+        if found["run"] is None:
+            yield word
+            continue
+        letters = [word[start:end] for start, end in cluster_spans(word)]
+        yield from letters
+        yield from (first + second for first, second in itertools.pairwise(letters))
 
 
 class BM25Index:
@@ -37,6 +58,7 @@ class BM25Index:
     def __init__(self, texts: Sequence[str], passages: Sequence[int]):
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress at level DEBUG
         self._words = split_words(texts)
         self._passages_with: dict[str, set[int]] = {}
         for words, passage in zip(self._words, passages, strict=True):
@@ -75,10 +97,12 @@ class BM25Scorer:
 
 
 def with_titles(passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]]) -> list[str]:
-    """The text of every sentence, after its passage's title where there is one."""
+    """The text of every sentence, after its passage's title and the headings, headers and keys that speak for it."""
     texts = []
     for passage, group in zip(passages, sentences, strict=True):
-        texts += [f"{passage.title}\n{sentence.text}" if passage.title else sentence.text for sentence in group]
+        title = [passage.title] if passage.title else []
+        for sentence, headers in zip(group, headers_of(group), strict=True):
+            texts.append("\n".join([*title, *(group[index].text for index in reversed(headers)), sentence.text]))
     return texts
 
 

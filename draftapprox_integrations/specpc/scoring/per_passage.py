@@ -12,6 +12,7 @@ positions, `BUCKET` tokens apart, and each key meets the queries at about the sa
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,11 @@ from torch import Tensor
 from ...errors import InvalidInputError
 from ...models.attention import StopForward, attention_view, observing
 from ...models.loading import LoadedModel, ModelSpec, input_device, load_model
+from ...results import Span
 from ..store.key_codec import Int8KeyCodec, KeyCodec
 from ..store.passage_store import PassageStore
 from ..text.segmentation import Passage
+from .bm25 import BM25Index
 from .heads import HeadSet, check_heads, require_heads
 from .prompt import PromptBuilder
 from .reduction import mean_scores
@@ -34,6 +37,8 @@ from .scorer import AttentionScorer, Reduction, TokenScores, check_finite
 BATCH_TOKENS = 4096
 # A longer passage is read in pieces of this many tokens.
 PIECE_TOKENS = 512
+# Of a passage with more pieces, as a whole book has, only those are read that BM25 finds for the query.
+MOST_PIECES = 64
 # Every key meets queries that are 1 to this many tokens, plus the query's length, behind it.
 BUCKET = 64
 
@@ -43,6 +48,7 @@ class _Piece:
     """Tokens of a passage that are read by themselves, after its header."""
 
     passage: int
+    start: int  # its first token in the passage
     header: list[int]
     ids: list[int]
 
@@ -127,6 +133,7 @@ class CalibratedHeadsScorer(AttentionScorer):
         """
         encoded = self.prompts.encoder.encode([passage.text for passage in passages])
         pieces = self._pieces([tokens.ids for tokens in encoded], [passage.title for passage in passages])
+        pieces = _worth_reading(query, [passage.text for passage in passages], [row.spans for row in encoded], pieces)
         keys, tokens_read = self._keys(pieces)
         lengths = [key.shape[1] for key in keys]
         queries, query_tokens = self._read_query(query, -(-max(lengths, default=1) // BUCKET))
@@ -142,11 +149,9 @@ class CalibratedHeadsScorer(AttentionScorer):
                 logits[:, sink.shape[1] + index] = queries[bucket, head] @ joined[pair, index].float().T
             highest = torch.softmax(logits, dim=-1)[:, sink.shape[1] :].amax(dim=0)
             highest /= highest.sum().clamp(min=1e-30)
-            filled = [0] * len(passages)
             for piece, attention in zip(pieces, highest.split(lengths), strict=True):
-                start = filled[piece.passage]
-                scores[piece.passage][head, start : start + len(piece.ids)] = attention[len(piece.header) :]
-                filled[piece.passage] += len(piece.ids)
+                stop = piece.start + len(piece.ids)
+                scores[piece.passage][head, piece.start : stop] = attention[len(piece.header) :]
         return scores, [tokens.spans for tokens in encoded], tokens_read + query_tokens
 
     def ingest(self, passages: Sequence[Passage]) -> int:
@@ -166,7 +171,7 @@ class CalibratedHeadsScorer(AttentionScorer):
                     f"the title of passage {index} has {len(header)} tokens, which leaves no room for the passage in "
                     f"the {self.draft.context_window} tokens that {self.draft.name} reads. Give a shorter title."
                 )
-            pieces += [_Piece(index, header, ids[start : start + room]) for start in range(0, len(ids), room)]
+            pieces += [_Piece(index, start, header, ids[start : start + room]) for start in range(0, len(ids), room)]
         return pieces
 
     def _read_query(self, query: str, buckets: int) -> tuple[Tensor, int]:
@@ -238,6 +243,21 @@ class CalibratedHeadsScorer(AttentionScorer):
                 logits_to_keep=1,
             )
         return recorder
+
+
+def _worth_reading(
+    query: str, texts: Sequence[str], spans: Sequence[Sequence[Span]], pieces: Sequence[_Piece]
+) -> list[_Piece]:
+    """All pieces of most passages; of very long ones those that BM25 ranks highest."""
+    count = Counter(piece.passage for piece in pieces)
+    kept = [piece for piece in pieces if count[piece.passage] <= MOST_PIECES]
+    for passage in (index for index, number in count.items() if number > MOST_PIECES):
+        own = [piece for piece in pieces if piece.passage == passage]
+        ends = [spans[passage][piece.start + len(piece.ids) - 1][1] for piece in own]
+        shown = [texts[passage][spans[passage][piece.start][0] : end] for piece, end in zip(own, ends, strict=True)]
+        scores = BM25Index(shown, range(len(shown))).scores(query)
+        kept += [own[i] for i in sorted(scores.argsort(descending=True, stable=True)[:MOST_PIECES].tolist())]
+    return kept
 
 
 def _batches(rows: dict[bytes, list[int]]) -> Iterator[list[bytes]]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from ...errors import BudgetError
 from ...results import Span
+from .graphemes import cluster_spans
 from .ranking import Ranking
 from .segmentation import Sentence, join_spans, words
 
 _FILL_ATTEMPTS = 64  # units tried after the first that does not fit
+_MOST_PIECES = 4096  # words or characters tried where no unit fits
+_JOIN_TOKENS = 4  # that a unit may need less behind other text than alone
 _LEAST_TOKENS = 4  # reserved for each passage where every passage must keep something and the budget is scarce
 
 Counter = Callable[[Sequence[str]], list[int]]
@@ -77,7 +80,24 @@ class Packer:
             )
         if fitted == 0 and order:  # not even the best unit fits, but some of its words may
             packed, _ = self.fill([*self.beginnings(order[:1], budget), *order[1:]], budget, ranking.sections)
-        return packed
+        return packed if packed.total else self._anything(order, budget)
+
+    def _anything(self, order: Sequence[Sentence], budget: int) -> Packed:
+        """Where not even one unit fits: the beginning of one, or single words or characters."""
+        for unit in order[:_FILL_ATTEMPTS]:
+            packed = self._measure(self.beginnings([unit], budget))
+            if packed.total:
+                return packed
+        for split in (words, cluster_spans):
+            pieces = [self._unit(u.passage, u.start + a, u.start + b) for u in order for a, b in split(u.text)]
+            counts = self._count([piece.text for piece in pieces[:_MOST_PIECES]])
+            fitting = [
+                piece for piece, tokens in zip(pieces, counts, strict=False) if piece.text.strip() and tokens <= budget
+            ]
+            packed, _ = self.fill(fitting[: _FILL_ATTEMPTS + 1], budget)
+            if packed.total:
+                return packed
+        return self._measure([])
 
     def fill(
         self, order: Sequence[Sentence], budget: int, sections: Mapping[Sentence, int] | None = None
@@ -92,8 +112,14 @@ class Packer:
         Returns:
             The kept text, at most `budget` tokens; the length of the prefix.
         """
-        low, high = 0, len(order)
         best = self._measure(order[:0])
+        low, high = 0, min(1, len(order))
+        while high < len(order):  # up in doubling steps: no text much longer than the budget is ever tokenized
+            tried = self._measure(order[:high])
+            if tried.total > budget:
+                break
+            low, best = high, tried
+            high = min(2 * high, len(order))
         while low < high:  # token counts grow with every unit but for a few at joins, so bisection finds the prefix
             middle = (low + high + 1) // 2
             tried = self._measure(order[:middle])
@@ -102,6 +128,10 @@ class Packer:
             else:
                 high = middle - 1
         later = order[low + 1 : low + 1 + _FILL_ATTEMPTS]
+        alone = self._count([unit.text for unit in later])
+        later = [
+            unit for unit, tokens in zip(later, alone, strict=True) if tokens <= budget - best.total + _JOIN_TOKENS
+        ]
         return self._fill_gaps(best, list(order[:low]), later, budget, sections or {}), low
 
     def beginnings(self, units: Sequence[Sentence], budget: int) -> list[Sentence]:
@@ -115,11 +145,26 @@ class Packer:
         for index, unit in enumerate(units):
             waiting = len(units) - index - 1
             reserve = waiting * min(_LEAST_TOKENS, budget // (waiting + 1))
-            pieces = [self._unit(unit.passage, unit.start + a, unit.start + b) for a, b in words(unit.text)]
-            packed, _ = self.fill(pieces, budget - reserve)
-            kept += [self._unit(unit.passage, start, end) for start, end in packed.spans[unit.passage]]
-            budget -= packed.total
+            piece = self._beginning(unit, budget - reserve)
+            if piece is not None:
+                kept.append(piece)
+                budget -= self._measure([piece]).total
         return kept
+
+    def _beginning(self, unit: Sentence, budget: int) -> Sentence | None:
+        """The longest beginning of a unit that fits and ends between words; if not one word fits, between characters."""
+        for borders in (words(unit.text), cluster_spans(unit.text)):
+            low, high = 0, len(borders)
+            while low < high:
+                middle = (low + high + 1) // 2
+                tried = self._unit(unit.passage, unit.start + borders[0][0], unit.start + borders[middle - 1][1])
+                if self._measure([tried]).total <= budget:
+                    low = middle
+                else:
+                    high = middle - 1
+            if low:
+                return self._unit(unit.passage, unit.start + borders[0][0], unit.start + borders[low - 1][1])
+        return None
 
     def _unit(self, passage: int, start: int, end: int) -> Sentence:
         return Sentence(passage, start, end, self._passages[passage][start:end])

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...config import CompressionConfig
 from ..selection import rank_scores, with_neighbors
 from .deduplication import without_duplicates
-from .segmentation import Passage, Sentence
+from .segmentation import Passage, Sentence, headers_of
 
 Pattern = str | re.Pattern[str]
 
@@ -60,7 +60,7 @@ def rank(
     config = config or CompressionConfig()
     units = [unit for group in sentences for unit in group]
     by_score = rank_scores(torch.cat(list(scores))).tolist() if units else []
-    sections = find_sections(passages, units) if config.granularity == "sentence" else {}
+    sections = find_sections(units) if config.granularity == "sentence" else {}
     best: dict[int, Sentence] = {}
     for i in by_score:
         if units[i] not in sections:
@@ -72,7 +72,7 @@ def rank(
         by_score = take_turns(units, by_score, config.min_per_passage)
     if config.granularity == "token":
         by_score = with_neighbors(torch.tensor(by_score, dtype=torch.long), neighbor_tokens, len(units)).tolist()
-    first = [i for i, unit in enumerate(units) if _matches(unit.text, protect)]
+    first = protected_units(passages, units, protect)
     return Ranking(
         order=[units[i] for i in dict.fromkeys([*first, *by_score])],
         protected=len(first),
@@ -82,19 +82,13 @@ def rank(
     )
 
 
-def find_sections(passages: Sequence[Passage], units: Sequence[Sentence]) -> dict[Sentence, int]:
-    """The headings among `units`, each with the character position of the next heading or of the passage's end.
+def find_sections(units: Sequence[Sentence]) -> dict[Sentence, int]:
+    """The headings, headers and keys among `units`, each with the character position where its section ends.
 
-    A passage of nothing but headings has none: its headings count as sentences.
+    A passage of nothing but these has none: they count as sentences.
     """
-    headings = [unit for unit in units if unit.text.startswith("#")]
-    with_text = {unit.passage for unit in set(units) - set(headings)}
-    headings = [unit for unit in headings if unit.passage in with_text]
-    following = [*headings[1:], None]
-    return {
-        unit: after.start if after is not None and after.passage == unit.passage else len(passages[unit.passage].text)
-        for unit, after in zip(headings, following, strict=False)
-    }
+    with_text = {unit.passage for unit in units if unit.section_end is None}
+    return {unit: unit.section_end for unit in units if unit.section_end is not None and unit.passage in with_text}
 
 
 def with_context(
@@ -102,7 +96,8 @@ def with_context(
 ) -> list[int]:
     """Keep headings and context with their sentences.
 
-    A heading follows the first-ranked sentence of its section; a heading without a ranked sentence is left out.
+    Headings, headers and keys follow the first-ranked unit that they speak for. A heading without a ranked sentence is
+    left out.
 
     Args:
         units: Sentences in reading order.
@@ -114,18 +109,16 @@ def with_context(
     Returns:
         Indices of `units` in the order in which they should be kept.
     """
-    headings = {i for i, unit in enumerate(units) if unit in sections}
-    in_order = sorted(headings)
+    titles = {i for i, unit in enumerate(units) if unit in sections and unit.is_title}
+    headers = headers_of(units)
     order: list[int] = []
-    for index in take_turns(units, [index for index in ranked if index not in headings], minimum):
+    for index in take_turns(units, [index for index in ranked if index not in titles], minimum):
         around = [index]
         for distance in range(1, neighbors + 1):
             around += [index - distance, index + distance]
         here = [i for i in around if 0 <= i < len(units) and units[i].passage == units[index].passage]
-        order += [i for i in here if i not in headings]
-        before = bisect_left(in_order, index)
-        if before and units[in_order[before - 1]].passage == units[index].passage:
-            order.append(in_order[before - 1])
+        order += [i for i in here if i not in titles]
+        order += headers[index]
     return list(dict.fromkeys(order))
 
 
@@ -141,5 +134,16 @@ def take_turns(units: Sequence[Sentence], ranked: Sequence[int], minimum: int) -
     return [index for group in (*turns, rest) for index in group]
 
 
-def _matches(text: str, protect: Sequence[Pattern]) -> bool:
-    return any(p in text if isinstance(p, str) else p.search(text) is not None for p in protect)
+def protected_units(passages: Sequence[Passage], units: Sequence[Sentence], protect: Sequence[Pattern]) -> list[int]:
+    """Indices of the units that contain a match of a pattern, or a part of one that spans several units."""
+    patterns = [re.compile(re.escape(one)) if isinstance(one, str) else one for one in protect]
+    found: set[int] = set()
+    for pattern in patterns:
+        matches = [[match.span() for match in pattern.finditer(passage.text)] for passage in passages]
+        for i, unit in enumerate(units):
+            spans = matches[unit.passage]
+            after = bisect_left(spans, (unit.end, 0)) if spans else 0
+            overlaps = after > 0 and spans[after - 1][1] > unit.start
+            if overlaps or pattern.search(unit.text) is not None:
+                found.add(i)
+    return sorted(found)

@@ -1,37 +1,31 @@
 """Split passages into the units that are kept or dropped whole: sentences, words, or the draft's tokens.
 
-The units of a passage are character spans in reading order that do not overlap; between them is only white space.
+The units of a passage are character spans in reading order that do not overlap and tear no grapheme cluster; between
+them is only white space.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import regex
+
 from ...config import Granularity
 from ...results import Span
+from .blocks import MAX_UNIT_CHARACTERS, split_units
+from .graphemes import Clusters
+from .sentences import strip
 
-MAX_UNIT_CHARACTERS = 600
-
+# Characters per token vary along a text, so a unit gets a little less than the whole budget; but no less than this.
+_SHARE_OF_BUDGET = 0.9
+_SHORTEST = 8
 # Scripts written without spaces: every character counts as a word.
-_UNSPACED = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-# A line that starts a paragraph: heading, list item, table row, quote, rule.
-_OWN_LINE = re.compile(r"\s*(?:#{1,6}\s|[-*+\u2022]\s|\d{1,3}[.)]\s|\||>|(?:[-=*_]\s*){3,}$)")
-_FENCE = re.compile(r"\s*(```+|~~~+)")
-_BREAK = re.compile(
-    r"""
-    [.!?\u2026\u0964\u061f\u06d4]+["'\u201d\u2019)\]]*(?=\s)   # a full stop and closing marks, then white space
-    | [\u3002\uff01\uff1f\uff61]+["'\u201d\u2019\u300d\u300f)\]]*   # CJK full stops need no space
-    """,
-    re.VERBOSE,
+_UNSPACED = (
+    "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+    "\U00020000-\U0003ffff"
 )
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[\"'])(?:[A-Z]|(?:Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|Mt|Lt|Col|Gen|Capt|Sgt|Rev|Hon|Gov|Sen|Rep|Inc|Ltd|Co|Corp|"
-    r"vs|cf|al|approx|ca|c|no|No|Nos|vol|Vol|pp|p|ch|Ch|sec|Sec|fig|Fig|Figs|eq|Eq|ed|eds|est|dept|Dept|"
-    r"Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|e\.g|i\.e|U\.S|U\.K|U\.N|a\.m|p\.m|etc|Ph\.D|B\.C|A\.D))\.$"
-)
+_WORD = regex.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]++")
 
 
 @dataclass(frozen=True)
@@ -57,137 +51,108 @@ class Sentence:
         passage: Index of its passage.
         start, end: Character span [start, end) in the passage.
         text: The characters of that span.
+        section_end: For a heading, a table's header, or the key of nested data: where what it speaks for ends. It is
+            kept with what it speaks for.
+        is_title: Whether it is a heading, which is never kept by itself.
     """
 
     passage: int
     start: int
     end: int
     text: str = field(compare=False)
+    section_end: int | None = field(default=None, compare=False)
+    is_title: bool = field(default=False, compare=False)
 
 
 def segment(
-    passages: Sequence[str], granularity: Granularity = "sentence", token_spans: Sequence[Sequence[Span]] | None = None
+    passages: Sequence[str],
+    granularity: Granularity = "sentence",
+    token_spans: Sequence[Sequence[Span]] | None = None,
+    *,
+    max_characters: int = MAX_UNIT_CHARACTERS,
 ) -> list[list[Sentence]]:
     """Split passages into units.
 
     Args:
         passages: Texts.
-        granularity: "sentence", "word" or "token".
+        granularity: "sentence" (also rows of tables, lines of records, items of lists and JSON, functions of code),
+            "word" or "token".
         token_spans: Per passage the character spans of its tokens; needed for "token" only.
+        max_characters: Most characters of a unit of granularity "sentence": longer ones are cut.
 
     Returns:
         Per passage its units in reading order; none for blank text.
     """
     units = []
     for index, text in enumerate(passages):
-        spans = _spans_of(text, granularity, token_spans[index] if token_spans is not None else ())
+        if granularity == "sentence":
+            found = split_units(text, max_characters)
+            units.append(
+                [Sentence(index, u.start, u.end, text[u.start : u.end], u.section_end, u.is_title) for u in found]
+            )
+            continue
+        if granularity == "token":
+            spans = merge_tokens(text, token_spans[index] if token_spans is not None else ())
+        else:
+            spans = words(text)
         units.append([Sentence(index, start, end, text[start:end]) for start, end in spans])
     return units
 
 
-def _spans_of(text: str, granularity: Granularity, tokens: Sequence[Span]) -> list[Span]:
-    if granularity == "token":
-        return merge_tokens(text, tokens)
-    if granularity == "word":
-        return words(text)
-    return sentences(text)
+def longest_unit(budget: int, tokens: int, characters: int) -> int:
+    """Most characters of a unit that is to fit a budget.
+
+    Args:
+        budget: Tokens to keep.
+        tokens, characters: Of all passages together.
+    """
+    return min(MAX_UNIT_CHARACTERS, max(_SHORTEST, int(_SHARE_OF_BUDGET * budget * characters / max(tokens, 1))))
+
+
+def sentences(text: str, max_characters: int = MAX_UNIT_CHARACTERS) -> list[Span]:
+    """Spans of the units of granularity "sentence"."""
+    return [(unit.start, unit.end) for unit in split_units(text, max_characters)]
+
+
+def headers_of(units: Sequence[Sentence]) -> list[list[int]]:
+    """For each unit the indices of the headings, headers and keys that speak for it, the nearest first.
+
+    Args:
+        units: Units in reading order, of one passage or of several.
+    """
+    found: list[list[int]] = []
+    open_sections: list[int] = []
+    for index, unit in enumerate(units):
+        while open_sections:
+            header = units[open_sections[-1]]
+            if header.passage == unit.passage and header.section_end is not None and header.section_end > unit.start:
+                break
+            open_sections.pop()
+        found.append(open_sections[::-1])
+        if unit.section_end is not None:
+            open_sections.append(index)
+    return found
 
 
 def words(text: str) -> list[Span]:
     """Spans of words: runs without white space; single characters of scripts written without spaces."""
-    return [match.span() for match in _WORD.finditer(text)]
+    return merge_tokens(text, [match.span() for match in _WORD.finditer(text)])
 
 
 def merge_tokens(text: str, tokens: Sequence[Span]) -> list[Span]:
-    """Spans of tokens without white space; tokens that share a character (bytes of one emoji) are merged."""
+    """Spans of tokens without white space; tokens that share a grapheme cluster are merged."""
+    clusters = Clusters(text)
     units: list[Span] = []
     for start, end in tokens:
-        start, end = _strip(text, start, end)
-        if start == end:
+        start, end = strip(text, start, end)
+        if start >= end:
             continue
+        start, end = clusters.floor(start), clusters.ceil(end)
         if units and start < units[-1][1]:
             units[-1] = (units[-1][0], max(end, units[-1][1]))
         else:
             units.append((start, end))
     return units
-
-
-def sentences(text: str) -> list[Span]:
-    """Spans of sentences, headings, list items, table rows and blocks of code; very long ones are cut between words."""
-    units: list[Span] = []
-    for start, end in _paragraphs(text):
-        piece = start
-        if _FENCE.match(text, start):  # a block of code is one unit
-            _append(units, text, start, end)
-            continue
-        for match in _BREAK.finditer(text, start, end):
-            if _is_end(text, piece, match.end(), end):
-                _append(units, text, piece, match.end())
-                piece = match.end()
-        _append(units, text, piece, end)
-    return units
-
-
-def _is_end(text: str, start: int, stop: int, limit: int) -> bool:
-    if text[stop - 1] == "." and _ABBREVIATION.search(text, max(start, stop - 12), stop):
-        return False
-    following = text[stop:limit].lstrip()[:1]
-    return not following.islower()  # "... e.g. the next word" goes on
-
-
-def _paragraphs(text: str) -> list[Span]:
-    """Spans of paragraphs; a heading, list item or table row is a paragraph of its own."""
-    runs: list[Span] = []
-    start: int | None = None
-    position = 0
-    fence: str | None = None  # the closing fence, inside a block of code
-    for line in text.splitlines(keepends=True):
-        opened = _FENCE.match(line)
-        if fence is not None or opened is not None:
-            if fence is None and opened is not None:
-                if start is not None:
-                    runs.append((start, position))
-                start, fence = position, opened[1]
-            elif line.strip() == fence:
-                assert start is not None
-                runs.append((start, position + len(line)))
-                start = fence = None
-            position += len(line)
-            continue
-        blank, alone = not line.strip(), bool(_OWN_LINE.match(line))
-        if (blank or alone) and start is not None:
-            runs.append((start, position))
-            start = None
-        if not blank:
-            start = position if start is None else start
-            if alone and line.lstrip().startswith(("#", "|")):
-                runs.append((start, position + len(line)))
-                start = None  # unlike a list item, it never continues on the next line
-        position += len(line)
-    if start is not None:
-        runs.append((start, position))
-    return runs
-
-
-def _append(units: list[Span], text: str, start: int, end: int) -> None:
-    start, end = _strip(text, start, end)
-    while end - start > MAX_UNIT_CHARACTERS:
-        cut = start + MAX_UNIT_CHARACTERS
-        spaces = [match.start() for match in re.finditer(r"\s", text[start + MAX_UNIT_CHARACTERS // 2 : cut])]
-        if spaces:
-            cut = start + MAX_UNIT_CHARACTERS // 2 + spaces[-1]
-        units.append(_strip(text, start, cut))
-        start, _ = _strip(text, cut, end)
-    if start < end:
-        units.append((start, end))
-
-
-def _strip(text: str, start: int, end: int) -> Span:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end
 
 
 def join_spans(text: str, spans: Sequence[Span]) -> list[Span]:

@@ -13,13 +13,20 @@ from draftapprox_integrations.specpc.text import Passage, Sentence, rank, segmen
 from draftapprox_integrations.specpc.text.ranking import find_sections, take_turns, with_context
 
 
-def units_of(*passages: Any) -> Any:
-    return [Sentence(p, start, start + 1, text[start]) for p, text in enumerate(passages) for start in range(len(text))]
+def units_of(*passages: str) -> list[Sentence]:
+    """Each character is a unit; "#" is a heading whose section ends at the next one."""
+    units = []
+    for p, text in enumerate(passages):
+        for start, letter in enumerate(text):
+            following = text.find("#", start + 1)
+            section_end = (len(text) if following < 0 else following) if letter == "#" else None
+            units.append(Sentence(p, start, start + 1, letter, section_end, is_title=letter == "#"))
+    return units
 
 
 def in_order(passages: Any, ranked: Any, neighbors: Any, minimum: int = 0) -> Any:
     units = units_of(*passages)
-    return with_context(units, find_sections([Passage(text) for text in passages], units), ranked, neighbors, minimum)
+    return with_context(units, find_sections(units), ranked, neighbors, minimum)
 
 
 def test_a_heading_comes_with_what_stands_under_it() -> None:
@@ -46,6 +53,15 @@ def test_neighbours_come_along_within_their_passage() -> None:
     assert in_order(passages, [4, 5, 0, 1, 2, 3, 6, 7], 1) == [4, 3, 5, 6, 0, 1, 2, 7]
 
 
+def test_a_row_comes_with_its_header_and_heading() -> None:
+    text = "# Bridges\n\n| Name | Length |\n|---|---|\n| Alder | 7 |\n| Birch | 9 |\n\nAll were measured."
+    (units,) = segment([text])
+    assert [unit.text for unit in units][1] == "| Name | Length |\n|---|---|"
+    ranking = rank([Passage(text)], [units], [torch.tensor([0.0, 0.0, 1.0, 3.0, 2.0])])
+    shown = [unit.text.split("\n")[0] for unit in ranking.order]
+    assert shown == ["| Birch | 9 |", "| Name | Length |", "# Bridges", "All were measured.", "| Alder | 7 |"]
+
+
 @given(st.lists(st.lists(st.floats(-9, 9, width=32), max_size=5), min_size=1, max_size=4), st.integers(0, 3))
 def test_every_unit_is_ranked_once_and_by_score(rows: Any, minimum: Any) -> None:
     texts = [" ".join("abcde"[: len(row)]) for row in rows]
@@ -69,3 +85,11 @@ def test_protected_units_come_first() -> None:
     ranking = rank(passages, segment(texts), scores, protect=["Four", re.compile("^Tw")])
     assert [unit.text for unit in ranking.order] == ["Two.", "Four.", "One.", "Three."]
     assert ranking.protected == 2
+
+
+def test_a_protected_match_over_two_units_keeps_both() -> None:
+    text = "The clerk Anton. Berg signed it. Nobody else did."
+    (units,) = segment([text])
+    assert [unit.text for unit in units] == ["The clerk Anton.", "Berg signed it.", "Nobody else did."]
+    ranking = rank([Passage(text)], [units], [torch.tensor([1.0, 2.0, 3.0])], protect=["Anton. Berg"])
+    assert [unit.text for unit in ranking.order[: ranking.protected]] == ["The clerk Anton.", "Berg signed it."]

@@ -1,0 +1,152 @@
+"""Where sentences end, in the languages that people retrieve.
+
+A full stop ends a sentence unless it belongs to an abbreviation, an initial or an ordinal number. The rules are compared
+with libraries in docs/LOG.md.
+"""
+
+from __future__ import annotations
+
+import regex
+
+from ...results import Span
+
+# Possessive, and never begun inside a run: each character is looked at once, whatever the text.
+_STOPS = r".!?\u2026\u061f\u06d4\u0589\u17d4\u17d5"  # needs white space behind it
+_SURE_STOPS = r"\u3002\uff01\uff1f\uff61\u0964\u0965\u104a\u104b\u1362\u1367\u1368\u0f0d\u0f0e"  # needs none
+_CLOSERS = r"\"'\u201d\u2019\u201c\u00bb\u00ab\u203a\u2039)\]\u300d\u300f\uff09\u3011\u300b\u3009\u3015\uff3d\uff5d"
+_FRENCH_CLOSER = r"[ \u00a0\u202f][\u00bb\u203a](?=[\s,;]|\Z)"
+_STOP = regex.compile(
+    rf"(?<![{_STOPS}{_SURE_STOPS}])(?:[{_STOPS}]++(?P<sure>[{_SURE_STOPS}{_STOPS}]*+)|(?P<sure>[{_SURE_STOPS}{_STOPS}]++))"
+    rf"(?P<closers>(?:[{_CLOSERS}]|{_FRENCH_CLOSER})*+)(?=(?P<space>\s|\Z)?)"
+)
+_NEXT_WORD = regex.compile(r"[\s\p{Ps}\p{Pi}\"']*+(?P<word>[\p{L}\p{M}]*+)")
+_WORD_BEFORE = regex.compile(
+    r"(?:(?<=^|[^\p{L}\p{M}\p{Nd}.])[\p{L}\p{M}]{1,3}\.\s?)?[\p{L}\p{M}\p{Nd}]+(?:\.[\p{L}\p{M}]+)*$"
+)
+_LOOK_BACK = 24  # characters: longer than any abbreviation with the word before it
+
+# Never the end of a sentence: something follows.
+_ABBREVIATIONS = frozenset(
+    # English
+    """Mr Mrs Ms Mx Dr Prof Sr Jr St Mt Lt Col Gen Capt Cpt Cmdr Sgt Maj Rev Hon Gov Sen Rep Pres Inc Ltd Co Corp Bros
+    vs cf al approx ca c ed eds dept Dept ext Ave Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec
+    e.g i.e U.S U.K U.N a.m p.m etc Ph.D B.C A.D viz incl
+    """
+    # German, Dutch, Scandinavian
+    """Nr Nrn Hr Hrn Fr Frl Dipl Ing Mag bzw ggf evtl inkl exkl zzgl vgl Vgl usw usf Std Min Sek Mio Mrd Tsd Str
+    Aufl Hrsg geb gest verh Jh Jhd Jht bspw sog allg max mind z.B d.h u.a o.ä i.d.R St.Nr med phil rer nat jur
+    dhr mevr drs mw bijv enz evt jl ong resp bl.a f.eks osv kr mln mld
+    """
+    # French, Spanish, Portuguese, Italian
+    """M MM Mme Mmes Mlle Mlles Me Mgr av env apr J.-C Sra Srta Sres Sras Dra Dña Excmo Ud Uds EE.UU
+    aprox avda Exmo Ex Sig Sigg Dott Dott.ssa Avv Geom sig ecc
+    """
+    # Russian, Ukrainian, Polish, Czech
+    """г гг в вв ул пр просп пл д кв см ср им т тт тыс млн млрд руб коп др проф акад доц гр
+    ul al pl dr inż mgr prof ks tzw tzn np ok wg ww godz zł tys mln mld tj č čp odst str ulice např tzv apod atd
+    """.split()
+)
+# Only with a number behind them: "no. 5", but "He said no. Then he left."
+_BEFORE_NUMBER = frozenset(
+    """no No Nos vol Vol vols p pp ch Ch sec Sec fig Fig figs Figs eq Eq est art Art Abs Abb Tab Kap Bd Bde blz kl tel Tel
+    éd chap pág págs núm pag pagg стр рис табл č čp""".split()
+)
+# These end a sentence where a word follows that begins sentences: "at 5 p.m. The door".
+_MAY_END = frozenset("a.m p.m etc Inc Ltd Co Corp Bros Jr Sr U.S U.K U.N Ph.D B.C A.D usw usf osv enz ecc".split())
+# These end a sentence where a word with a capital follows and a number stands before: "основан в 1147 г. Он".
+_UNITS = frozenset("г гг в вв руб коп тыс kr zł Std Min Sek kl".split())
+_MONTHS = regex.compile(
+    r"(?:jan|ene|gen|led|sty|янв|січ|feb|fév|fev|úno|lut|фев|лют|m[aä]r|mar|bře|мар|бер|apr|avr|abr|dub|kwi|апр|кві|ma[ijy]|mag|"
+    r"m[áä]j|kvě|мая|май|тра|jun|juin|giu|čer|cze|июн|чер|jul|juil|lug|lip|июл|лип|aug|aoû|ago|srp|sie|авг|сер|sep|set|zář|wrz|"
+    r"сен|вер|o[ck]t|ott|out|říj|paź|окт|жов|nov|lis|ноя|d[eé][czs]|dic|pro|gru|дек|гру|tam|hei|elo|syy|lok|jou|huh|tou|kes|"
+    r"hel|maa|lib|siječ|velj|ožu|tra|svi|lipn|srpn|kol|ruj|stud|pros|szept)[\p{L}\p{M}]*+\.?",
+    regex.IGNORECASE,
+)
+# Before "2. Weltkrieg": a number with a full stop is an ordinal behind these words.
+_BEFORE_ORDINAL = frozenset(
+    "am im vom zum beim ins der dem den des das die ein einem einer eines zur seit bis und den det og på fra til".split()
+)
+# ... unless a word follows that begins sentences.
+_BEGINS_SENTENCE = frozenset(
+    "Er Sie Es Ich Wir Ihr Das Die Der Dem Den Dann Da Dort Aber Und Oder Auch Doch Danach Heute Man Seit Im In Am "
+    "Han Hun Den Det De Vi Og Men Så The It He She We They This That Then There".split()
+)
+_ROMAN = regex.compile(r"[IVXLC]{2,}")
+_INITIAL = regex.compile(r"\p{Lu}\p{M}*")
+
+
+def sentence_ends(text: str, start: int, end: int) -> list[int]:
+    """Positions behind the sentences that end within text[start:end], closing marks included; linear in the length."""
+    ends = []
+    piece = start
+    for stop in _STOP.finditer(text, start, end):
+        at_end = stop.end() >= end
+        if not stop["sure"] and stop["space"] is None and not at_end:
+            continue  # 3.5, example.org
+        if _is_end(text, piece, stop, end):
+            ends.append(stop.end())
+            piece = stop.end()
+    return ends
+
+
+def _is_end(text: str, start: int, stop: regex.Match[str], limit: int) -> bool:
+    following = _NEXT_WORD.match(text, stop.end(), limit)
+    word = following["word"] if following is not None else ""
+    if word[:1].islower():  # "... e.g. the next word" goes on
+        return False
+    if text[stop.start() : stop.end()] != ".":
+        return True
+    before = _WORD_BEFORE.search(text, max(start, stop.start() - _LOOK_BACK), stop.start())
+    return before is None or not _goes_on(text, start, before, word)
+
+
+def _goes_on(text: str, start: int, before: regex.Match[str], following: str) -> bool:
+    """Whether a full stop after `before` is part of it, and `following` belongs to the same sentence."""
+    words = before[0].split()
+    last = words[-1]
+    if last in _UNITS and regex.search(r"\p{Nd}\s?$", text, pos=start, endpos=before.end() - len(last)):
+        return not following[:1].isupper()
+    if last in _MAY_END and following in _BEGINS_SENTENCE:
+        return False
+    if last in _ABBREVIATIONS or ("." in last and last.rpartition(".")[2] in _ABBREVIATIONS):
+        return True
+    if last in _BEFORE_NUMBER:
+        return following == ""
+    if _INITIAL.fullmatch(last):  # J. R. Jones
+        return True
+    if len(last) == 1 and last.isalpha() and len(words) > 1:  # u. a. Bücher
+        return True
+    if last.isdecimal():
+        return bool(following) and _is_ordinal(text, start, before.end() - len(last), before.end(), following)
+    return bool(_ROMAN.fullmatch(last)) and following in {"König", "Kaiser", "Papst"}
+
+
+def _is_ordinal(text: str, start: int, begin: int, end: int, following: str) -> bool:
+    """Whether the number text[begin:end] with its full stop is an ordinal: 5. Mai, 1932. Május 5, der 2. Weltkrieg."""
+    if end - begin == 4:
+        return (
+            bool(_MONTHS.fullmatch(following))
+            and text[end + 1 : end + 24].lstrip()[len(following) :].strip()[:1].isdecimal()
+        )
+    if end - begin > 3:
+        return False
+    if _MONTHS.fullmatch(following):
+        return True
+    earlier = text[max(start, begin - 10) : begin].split()
+    return following not in _BEGINS_SENTENCE and bool(earlier) and earlier[-1].lower() in _BEFORE_ORDINAL
+
+
+def split_sentences(text: str, start: int = 0, end: int | None = None) -> list[Span]:
+    """Spans of the sentences of text[start:end], white space between them included in neither."""
+    end = len(text) if end is None else end
+    borders = [start, *sentence_ends(text, start, end), end]
+    return [span for a, b in zip(borders, borders[1:], strict=False) if (span := strip(text, a, b))[0] < span[1]]
+
+
+def strip(text: str, start: int, end: int) -> Span:
+    """`start` and `end` moved inwards over white space."""
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
