@@ -11,7 +11,7 @@ from ..config import SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
 from .grammar import JsonConstraint, answer_or_call_schema, call_schema
 from .template import Message, encode_chat
-from .tools import InvalidToolCall, ParsedAnswer, parse_tool_calls
+from .tools import InvalidToolCall, ParsedAnswer, ToolCallFilter, parse_tool_calls
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,28 @@ class ChatCall:
         options: Further arguments of `SpecKV.submit`.
         tool_names: Names of the tools the model may call. Empty: the answer is plain text.
         forced: Whether the answer is constrained to a tool call.
+        in_thought: Whether the answer begins inside a thought, because the prompt ends with `<think>`.
     """
 
     ids: list[int]
     options: dict[str, Any] = field(default_factory=dict)
     tool_names: frozenset[str] = frozenset()
     forced: bool = False
+    in_thought: bool = False
 
     def parse(self, text: str) -> ParsedAnswer:
         """Split the model's text into plain text and tool calls."""
         if not self.tool_names:
             return ParsedAnswer(text)
-        parsed = parse_tool_calls(text, self.tool_names)
+        parsed = parse_tool_calls(text, self.tool_names, in_thought=self.in_thought)
         if self.forced and not parsed.calls:  # the constraint allows nothing but a call, so this is an unfinished one
             invalid = InvalidToolCall(text, "the call was cut off before its end; allow more tokens")
             return ParsedAnswer("", [], [invalid])
         return parsed
+
+    def stream_filter(self) -> ToolCallFilter | None:
+        """Return a filter that keeps tool calls out of a stream; None if there are no tools."""
+        return ToolCallFilter(self.in_thought) if self.tool_names else None
 
 
 def prepare_chat(
@@ -87,7 +93,8 @@ def prepare_chat(
         options["protected"] = [protected]
     else:
         ids, _ = encode_chat(tokenizer, messages, tools, template_options)
-    return ChatCall(ids, options, tool_names, forced)
+    in_thought = enforced is None and tokenizer.decode(ids[-16:]).rstrip().endswith("<think>")
+    return ChatCall(ids, options, tool_names, forced, in_thought)
 
 
 def _with_schema(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:

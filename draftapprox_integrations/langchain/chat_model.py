@@ -111,7 +111,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         ready = self._prepare(messages, stop, kwargs)
         (stream,) = ready.engine.submit([ready.call.ids], **ready.settings)
-        withheld = ToolCallFilter() if ready.call.tool_names else None
+        withheld = ready.call.stream_filter()
         for piece in stream.pieces():
             if shown := withheld.feed(piece) if withheld else piece:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=shown))
@@ -133,7 +133,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         ready = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
         (stream,) = await ready.engine.asubmit([ready.call.ids], **ready.settings)
-        withheld = ToolCallFilter() if ready.call.tool_names else None
+        withheld = ready.call.stream_filter()
         try:
             async for piece in stream.pieces():
                 if shown := withheld.feed(piece) if withheld else piece:

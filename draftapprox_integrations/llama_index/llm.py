@@ -27,7 +27,6 @@ from llama_index.core.prompts import PromptTemplate
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
 from ..chat.template import has_chat_template, renders_tools
-from ..chat.tools import ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS, SpecKVBase
@@ -100,7 +99,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
         def run() -> Generator[ChatResponse, None, None]:
             engine, call, settings = self._prepare_chat(messages, kwargs)
             (stream,) = engine.submit([call.ids], **settings)
-            withheld, text = ToolCallFilter() if call.tool_names else None, ""
+            withheld, text = call.stream_filter(), ""
             for piece in stream.pieces():
                 if shown := withheld.feed(piece) if withheld else piece:
                     text += shown
@@ -124,7 +123,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
         async def run() -> AsyncGenerator[ChatResponse, None]:
             engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
             (stream,) = await engine.asubmit([call.ids], **settings)
-            withheld, text = ToolCallFilter() if call.tool_names else None, ""
+            withheld, text = call.stream_filter(), ""
             try:
                 async for piece in stream.pieces():
                     if shown := withheld.feed(piece) if withheld else piece:
