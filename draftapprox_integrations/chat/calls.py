@@ -11,6 +11,7 @@ from ..config import SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
 from .grammar import JsonConstraint, answer_or_call_schema, call_schema
 from .template import Message, encode_chat
+from .tool_choice import as_tool_choice, forbids_parallel_calls
 from .tools import InvalidToolCall, ParsedAnswer, ToolCallFilter, parse_tool_calls
 
 
@@ -24,6 +25,7 @@ class ChatCall:
         tool_names: Names of the tools the model may call. Empty: the answer is plain text.
         forced: Whether the answer is constrained to a tool call.
         in_thought: Whether the answer begins inside a thought, because the prompt ends with `<think>`.
+        single_call: Whether only the first call counts.
     """
 
     ids: list[int]
@@ -31,6 +33,7 @@ class ChatCall:
     tool_names: frozenset[str] = frozenset()
     forced: bool = False
     in_thought: bool = False
+    single_call: bool = False
 
     def parse(self, text: str) -> ParsedAnswer:
         """Split the model's text into plain text and tool calls."""
@@ -40,6 +43,8 @@ class ChatCall:
         if self.forced and not parsed.calls:  # the constraint allows nothing but a call, so this is an unfinished one
             invalid = InvalidToolCall(text, "the call was cut off before its end; allow more tokens")
             return ParsedAnswer("", [], [invalid])
+        if self.single_call and parsed.calls:
+            return ParsedAnswer(parsed.text, parsed.calls[:1])
         return parsed
 
     def stream_filter(self) -> ToolCallFilter | None:
@@ -52,7 +57,8 @@ def prepare_chat(
     messages: Sequence[Message],
     *,
     tools: Sequence[dict[str, Any]] = (),
-    tool_choice: str = "auto",
+    tool_choice: Any = "auto",
+    parallel_tool_calls: bool | None = None,
     schema: dict[str, Any] | None = None,
     show_schema: bool = True,
     template_options: Mapping[str, Any] | None = None,
@@ -63,16 +69,21 @@ def prepare_chat(
         engine: The engine whose target answers.
         messages: The conversation.
         tools: Tools in OpenAI's format.
-        tool_choice: "auto", "none", "any", or a tool's name.
+        tool_choice: "auto", "none", "any", a tool's name, or another form that `as_tool_choice` reads.
+        parallel_tool_calls: Whether an answer may have several calls; False keeps the first. None: they may, unless
+            `tool_choice` forbids it.
         schema: JSON schema of the answer. With tools and `tool_choice="auto"` the model may write a tool call instead.
         show_schema: Whether to add the schema to the system message.
         template_options: Further variables of the chat template.
 
     Raises:
-        InvalidInputError: the template refuses the messages, the tool does not exist, or a schema cannot be enforced.
+        InvalidInputError: the template refuses the messages, the tool does not exist, `tool_choice` is unknown, or a
+            schema cannot be enforced.
         MissingDependencyError: a constraint is needed and llguidance is not installed.
     """
     tokenizer = engine.target.require_tokenizer()
+    single_call = parallel_tool_calls is False or (parallel_tool_calls is None and forbids_parallel_calls(tool_choice))
+    tool_choice = as_tool_choice(tool_choice)
     if tool_choice == "none":
         tools = ()
     tool_names = frozenset(tool.get("function", tool)["name"] for tool in tools)
@@ -94,7 +105,7 @@ def prepare_chat(
     else:
         ids, _ = encode_chat(tokenizer, messages, tools, template_options)
     in_thought = enforced is None and tokenizer.decode(ids[-16:]).rstrip().endswith("<think>")
-    return ChatCall(ids, options, tool_names, forced, in_thought)
+    return ChatCall(ids, options, tool_names, forced, in_thought, single_call)
 
 
 def _with_schema(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:

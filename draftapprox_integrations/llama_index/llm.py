@@ -204,9 +204,12 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
         if user_msg is not None:
             messages.append(user_msg)
-        choice = "any" if tool_required else "auto"
-        listed = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
-        return {"messages": messages, "tools": listed, "tool_choice": choice, **kwargs}
+        call = {
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tool_choice": "any" if tool_required else "auto",
+            "parallel_tool_calls": allow_parallel_tool_calls,
+        }
+        return {"messages": messages} | call | kwargs
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -263,7 +266,8 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             engine,
             from_llama_index(messages),
             tools=call.pop("tools", None) or (),
-            tool_choice=call.pop("tool_choice", None) or "auto",
+            tool_choice=call.pop("tool_choice", None),
+            parallel_tool_calls=call.pop("parallel_tool_calls", None),
             schema=call.pop("json_schema", None),
             template_options=call.pop("chat_template_kwargs", None),
         )

@@ -18,6 +18,7 @@ def search(q: str) -> str:
 
 TOOL = FunctionTool.from_defaults(search)
 CALL = '<tool_call>\n{"name": "search", "arguments": {"q": "a"}}\n</tool_call>'
+OTHER = CALL.replace('"a"', '"b"')
 
 
 async def every_way(llm: SpecKVLLM, text: str, **given: Any) -> list[tuple[Any, str]]:
@@ -60,3 +61,22 @@ async def test_a_message_with_calls_is_sent_back(tiny: LoadedModel) -> None:
     for response, _ in await every_way(llm, f"Let me look. {CALL} Back soon."):
         history = [ChatMessage(role="user", content="Hi"), response.message]
         assert llm.chat(history, max_tokens=1).message
+
+
+async def test_parallel_calls_switched_off_and_on(tiny: LoadedModel) -> None:
+    llm = SpecKVLLM(tiny, method="full")
+    both = f"{CALL}\n{OTHER}"
+    for given, expected in (
+        ({}, 1),
+        ({"allow_parallel_tool_calls": False}, 1),
+        ({"allow_parallel_tool_calls": True}, 2),
+    ):
+        for response, _ in await every_way(llm, both, **given):
+            assert len(llm.get_tool_calls_from_response(response)) == expected
+
+
+@pytest.mark.parametrize("tool_choice", [{"type": "any"}, {"type": "tool", "name": "search"}, "required"])
+def test_a_choice_in_another_layout(tiny: LoadedModel, tool_choice: Any) -> None:
+    response = SpecKVLLM(tiny, method="full", max_tokens=40).chat_with_tools([TOOL], "Hi", tool_choice=tool_choice)
+    (bad,) = response.additional_kwargs["invalid_tool_calls"]
+    assert bad["text"].startswith('{"name":"search"')
