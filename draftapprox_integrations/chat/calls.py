@@ -9,7 +9,8 @@ from typing import Any
 
 from ..config import SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
-from .grammar import JsonConstraint, answer_or_call_schema, call_schema
+from .grammar import JsonConstraint
+from .schemas import answer_or_call_schema, call_schema
 from .template import Message, encode_chat
 from .tool_choice import as_tool_choice, forbids_parallel_calls
 from .tools import InvalidToolCall, ParsedAnswer, ToolCallFilter, parse_tool_calls

@@ -26,6 +26,7 @@ from llama_index.core.prompts import PromptTemplate
 
 from ..chat.calls import ChatCall, prepare_chat
 from ..chat.grammar import can_enforce
+from ..chat.schemas import allow_repeated_items
 from ..chat.template import has_chat_template, renders_tools
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
@@ -240,7 +241,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             shaped: Shape = super().structured_predict(output_cls, prompt, llm_kwargs, **given)
             return shaped
         messages = self._extend_messages(prompt.format_messages(**given))
-        response = self.chat(messages, json_schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
+        response = self.chat(messages, json_schema=_schema_of(output_cls), **(llm_kwargs or {}))
         return output_cls.model_validate_json(response.message.content or "")
 
     @dispatcher.span
@@ -252,7 +253,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             shaped: Shape = await super().astructured_predict(output_cls, prompt, llm_kwargs, **given)
             return shaped
         messages = self._extend_messages(prompt.format_messages(**given))
-        response = await self.achat(messages, json_schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
+        response = await self.achat(messages, json_schema=_schema_of(output_cls), **(llm_kwargs or {}))
         return output_cls.model_validate_json(response.message.content or "")
 
     # ------------------------------------------------------------------ inside
@@ -286,3 +287,8 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             return engine, ready.ids, settings
         ids: list[int] = tokenizer(prompt)["input_ids"]
         return engine, ids, self._options(kwargs)
+
+
+def _schema_of(output_cls: type[BaseModel]) -> dict[str, Any]:
+    schema: dict[str, Any] = allow_repeated_items(output_cls.model_json_schema())
+    return schema
