@@ -206,7 +206,9 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         return ids
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
-        """Number of tokens of `messages` rendered by the chat template; loads the model."""
+        """Number of tokens of `messages` rendered by the chat template; 0 without messages. Loads the model."""
+        if not messages:
+            return 0
         listed = [convert_to_openai_tool(tool) for tool in tools or ()]
         return len(prepare_chat(self.load(), from_langchain(messages), tools=listed).ids)
 

@@ -13,7 +13,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.load import dumps, loads
-from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -282,6 +282,21 @@ def test_counting_tokens(chat: Any, llm: Any, tiny: LoadedModel) -> None:
     assert chat.get_num_tokens_from_messages(messages) == len(
         tiny.tokenizer(shown, add_special_tokens=False)["input_ids"]
     )
+
+
+@pytest.mark.parametrize("strategy", ["first", "last"])
+def test_trimming_a_conversation_to_fit(chat: Any, strategy: Any) -> None:
+    assert chat.get_num_tokens_from_messages([]) == 0
+    messages = [
+        SystemMessage("Be brief."),
+        HumanMessage("One. " * 40),
+        AIMessage("Two.\n" * 40),
+        HumanMessage("Three."),
+    ]
+    limit = chat.get_num_tokens_from_messages(messages) - 30
+    kept = trim_messages(messages, token_counter=chat, strategy=strategy, max_tokens=limit, allow_partial=True)
+    assert 0 < chat.get_num_tokens_from_messages(kept) <= limit
+    assert trim_messages(messages, token_counter=chat, strategy=strategy, max_tokens=1, allow_partial=True) == []
 
 
 def test_messages_of_every_kind(chat: Any, tiny: LoadedModel) -> None:
