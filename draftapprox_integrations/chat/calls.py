@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
+from ..errors import InvalidInputError
 from .grammar import JsonConstraint
 from .schemas import answer_or_call_schema, call_schema
 from .template import Message, encode_chat
@@ -109,6 +110,23 @@ def prepare_chat(
     return ChatCall(ids, options, tool_names, forced, in_thought, single_call)
 
 
+def prepare_text(engine: SpecKV, prompt: str, schema: dict[str, Any] | None = None) -> ChatCall:
+    """Tokenize a prompt that is already in the model's format; constrain the answer to `schema`.
+
+    Raises:
+        InvalidInputError: the prompt is no text or empty, or the schema cannot be enforced.
+        MissingDependencyError: a constraint is needed and llguidance is not installed.
+    """
+    if not isinstance(prompt, str) or not prompt:
+        raise InvalidInputError("the prompt is empty; give at least one character")
+    ids: list[int] = engine.target.require_tokenizer()(prompt)["input_ids"]
+    return ChatCall(ids, {} if schema is None else {"logits_processor": [JsonConstraint(engine.target, schema)]})
+
+
+def describe_schema(schema: dict[str, Any]) -> str:
+    """Return a system message that asks for JSON of a schema."""
+    return f"Answer with one JSON object of this schema:\n{json.dumps(schema, ensure_ascii=False)}"
+
+
 def _with_schema(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:
-    shown = json.dumps(schema, ensure_ascii=False)
-    return [Message("system", f"Answer with one JSON object of this schema:\n{shown}"), *messages]
+    return [Message("system", describe_schema(schema)), *messages]
