@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from ..results import CompressedPassage, Span
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,27 @@ def title_of(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """Return the first non-blank text under one of `keys`."""
     values = (metadata.get(key) for key in keys)
     return next((value for value in values if isinstance(value, str) and value.strip()), None)
+
+
+def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
+    """Return a deep copy of a document or node; values that cannot be copied, such as a lock or a file, are shared.
+
+    Args:
+        model: The document or node.
+        shared: Names of fields that are not copied.
+    """
+    copied = model.model_copy()
+    for values in (copied.__dict__, copied.__pydantic_extra__ or {}, copied.__pydantic_private__ or {}):
+        values.update({name: _copy(value) for name, value in values.items() if name not in shared})
+    return copied
+
+
+def _copy(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # somebody else's code
+        if type(value) is dict:
+            return {key: _copy(inner) for key, inner in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(_copy(inner) for inner in value)
+        return value
