@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -24,6 +25,7 @@ from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.scoring.embedder import Embedder, check_embedder
 from ..specpc.scoring.registry import ScorerSpec, check_scorer
 from ..specpc.store.passage_store import PassageStore
+from ..specpc.store.sqlite import store_identity
 from ..specpc.validation import as_config, check_budget
 from .items import KeptItem, RetrievedItem, note_on, title_of
 
@@ -114,6 +116,11 @@ class CompressorReference(Reference):
                     store=self._store,
                 )
             return self._compressor
+
+    def store_identity(self) -> int | None:
+        """Return the number of the store's file, another one for each file ever made; None if there is no file yet."""
+        path = self._store.path if isinstance(self._store, PassageStore) else self._store
+        return None if path is None else store_identity(Path(path).expanduser())
 
     def __reduce__(self) -> tuple[Any, ...]:
         store = self._store if isinstance(self._store, PassageStore) else self.store_name
