@@ -18,6 +18,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.cli.documents import read_folder, search
@@ -218,6 +219,32 @@ def test_relevance_scores(smol: SpecPC) -> None:
     assert [document.metadata["relevance_score"] for document in again] == [0.1, 0.9, 0.5]
     whole = SpecPCCompressor(smol, max_tokens=500).compress_documents(documents(), QUESTION)
     assert not any("relevance_score" in document.metadata for document in whole)  # all fitted: nothing was scored
+
+
+def test_spans_of_a_compressed_text_that_was_split(smol: SpecPC) -> None:
+    original = " ".join(FACTS)
+    (once,) = SpecPCCompressor(smol, max_tokens=60).compress_documents([Document(original)], QUESTION)
+    assert once.page_content != original
+    splitter = RecursiveCharacterTextSplitter(chunk_size=70, chunk_overlap=0)
+    again = SpecPCCompressor(smol, max_tokens=9)
+    for child in splitter.split_documents([once]):
+        assert child.metadata["specpc"] == once.metadata["specpc"]  # inherited: about another text
+        for document in again.compress_documents([child], QUESTION):
+            note = document.metadata["specpc"]
+            assert "\n".join(child.page_content[a:b] for a, b in note["kept"]) == document.page_content
+            assert note["tokens_before"] < once.metadata["specpc"]["tokens_before"]
+    (twice,) = again.compress_documents([once], QUESTION)  # whole: spans of the original
+    assert "\n".join(original[a:b] for a, b in twice.metadata["specpc"]["kept"]) == twice.page_content
+
+
+@pytest.mark.parametrize(
+    "note", ["kept", None, {"kept": [[0, 5]], "score": 1.0, "tokens_before": 3}, {"fingerprint": 1}]
+)
+def test_a_note_of_somebody_else_is_replaced(smol: SpecPC, note: Any) -> None:
+    given = Document(FACTS[0], metadata={"specpc": note})
+    (document,) = SpecPCCompressor(smol, max_tokens=14).compress_documents([given], QUESTION)
+    spans = document.metadata["specpc"]["kept"]
+    assert "\n".join(FACTS[0][a:b] for a, b in spans) == document.page_content
 
 
 NUMBERS = [
