@@ -1,6 +1,7 @@
 """SpecKVLLM and ChatSpecKV in real LangChain pipelines."""
 
 import asyncio
+import copy
 import gc
 import pickle
 import weakref
@@ -20,10 +21,19 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import KVQuantization, LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from draftapprox_integrations import (
+    KVQuantization,
+    LoadedModel,
+    SpecKV,
+    SpecKVConfig,
+    SpecKVPCConfig,
+    SpecPCConfig,
+    load_model,
+)
 from draftapprox_integrations.engine import registry
 from draftapprox_integrations.errors import GenerationTimeoutError, InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecKVLLM, SpecPCCompressor
+from tests.conftest import tiny_llama
 from tests.helpers.serving import (
     FLOAT32,
     LONG,
@@ -242,6 +252,39 @@ def test_langchains_cache_tells_settings_apart(tiny: LoadedModel) -> None:
     runs = [number for number in calls if number != 1]
     assert runs[1] == 0
     assert runs[0] == runs[2] > 0
+
+
+@pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
+def test_langchains_cache_tells_objects_apart(kind: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    def text(part: Any) -> Any:
+        found = part.invoke(LONG)
+        return found if isinstance(found, str) else found.content
+
+    first, second = tiny_llama(eos_token_id=None), tiny_llama(eos_token_id=None, initializer_range=0.3)
+    other = copy.deepcopy(tiny_tokenizer)
+    cache = InMemoryCache()
+    specs = [(first, tiny_tokenizer), (second, tiny_tokenizer), (first, other), load_model((second, other))]
+    for spec in specs:
+        part = kind(spec, method="full", max_tokens=6, cache=cache)
+        assert text(part) == text(kind(spec, method="full", max_tokens=6, cache=False))
+        assert text(kind(spec, method="full", max_tokens=6, cache=cache)) == text(part)
+    drafts = [kind(specs[0], draft=spec, config=TIGHT, max_tokens=6, cache=cache) for spec in (specs[1], specs[0])]
+    for part in drafts:
+        text(part)
+    assert len(cache._cache) == len(specs) + len(drafts)
+
+
+@pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
+def test_langchains_cache_tells_ways_to_load_apart(kind: Any) -> None:
+    ways: Any = [None, {"dtype": "float32"}, {"dtype": "bfloat16"}, {"revision": "a"}, {"revision": "b"}]
+    ways += [{"attn_implementation": "eager"}, {"device": "cpu"}]
+    keys = {str(sorted(kind("default", loading=way)._identifying_params.items())) for way in ways}
+    assert len(keys) == len(ways)
+    assert (
+        len({str(kind("default", loading={"dtype": t})._identifying_params) for t in ("float32", torch.float32)}) == 1
+    )
+    if kind is ChatSpecKV:
+        assert len({ChatSpecKV("default", loading=way)._get_llm_string() for way in ways}) == len(ways)
 
 
 @pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
