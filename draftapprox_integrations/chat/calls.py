@@ -106,7 +106,7 @@ def prepare_chat(
         options["protected"] = [protected]
     else:
         ids, _ = encode_chat(tokenizer, messages, tools, template_options)
-    in_thought = enforced is None and tokenizer.decode(ids[-16:]).rstrip().endswith("<think>")
+    in_thought = enforced is None and str(tokenizer.decode(ids[-16:])).rstrip().endswith("<think>")
     return ChatCall(ids, options, tool_names, forced, in_thought, single_call)
 
 

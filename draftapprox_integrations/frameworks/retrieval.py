@@ -131,7 +131,7 @@ class CompressorReference(Reference):
             return NotImplemented
         return (*self._names(), self.store_name) == (*other._names(), other.store_name)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def _names(self) -> tuple[Any, ...]:
         return (

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -19,7 +20,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt, generic_messages_to_prompt
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
 
 from ..chat.calls import ChatCall, describe_schema, prepare_chat, prepare_text
 from ..chat.template import has_chat_template, renders_tools
@@ -271,4 +272,5 @@ class SpecKVLLM(SpecKVBase, StructuredLLM):
     def _written_by(self, messages: Sequence[ChatMessage], schema: dict[str, Any] | None) -> str:
         """Return the prompt that `messages_to_prompt` makes of a conversation and a wanted schema."""
         shown = [] if schema is None else [ChatMessage(role=MessageRole.SYSTEM, content=describe_schema(schema))]
+        assert self.messages_to_prompt is not None
         return str(self.messages_to_prompt([*shown, *messages]))

@@ -53,7 +53,7 @@ class StructuredLLM(FunctionCallingLLM):
         return output_cls.model_validate_json(response.message.content or "")
 
     @dispatcher.span
-    def stream_structured_predict(  # type: ignore[override]  # as the base class, with another type variable
+    def stream_structured_predict(
         self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
     ) -> Generator[Shape, None, None]:
         """Stream `structured_predict`: partial objects, whose fields may be missing, then the complete one.
@@ -62,7 +62,8 @@ class StructuredLLM(FunctionCallingLLM):
             ValueError: as `structured_predict`, after the last partial object.
         """
         if not can_enforce():
-            yield from super().stream_structured_predict(output_cls, prompt, llm_kwargs, **given)
+            for shaped in super().stream_structured_predict(output_cls, prompt, llm_kwargs, **given):
+                yield cast(Shape, shaped)
             return
         messages, text = self._extend_messages(prompt.format_messages(**given)), ""
         for part in self.stream_chat(messages, json_schema=_schema_of(output_cls), **(llm_kwargs or {})):
@@ -72,7 +73,7 @@ class StructuredLLM(FunctionCallingLLM):
         yield output_cls.model_validate_json(text)
 
     @dispatcher.span
-    async def astream_structured_predict(  # type: ignore[override]
+    async def astream_structured_predict(
         self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
     ) -> AsyncGenerator[Shape, None]:
         """As `stream_structured_predict`, without blocking the event loop."""

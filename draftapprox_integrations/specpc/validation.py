@@ -100,7 +100,9 @@ def as_number(value: Any) -> float | None:
     """
     if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
         value = value.item()
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value)
 
 
 def check_protect(protect: Any) -> list[str | re.Pattern[str]]:

@@ -61,7 +61,8 @@ def test_what_cannot_be_copied_is_shared_and_the_rest_copied(name: str) -> None:
 
 
 def test_a_copy_is_equal_and_independent() -> None:
-    node = IndexNode(text="text", index_id="i", obj=TextNode(text="inner"), metadata={"a": [1]}, embedding=[1.0])
+    node = IndexNode(text="text", index_id="i", obj=TextNode(text="inner"), embedding=[1.0])
+    node.metadata = {"a": [1]}
     node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="source", metadata={"b": [2]})
     copied = copy_model(node, shared={"obj"})
     assert copied == node
