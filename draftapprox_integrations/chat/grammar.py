@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,9 +13,12 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTok
 
 from ..errors import InvalidInputError, MissingDependencyError
 from ..models.loading import LoadedModel, eos_token_ids
+from .schemas import close_objects, map_schema
 
 _tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
 _lock = threading.Lock()
+# Those that llguidance enforces.
+_FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
 
 
 def can_enforce() -> bool:
@@ -32,7 +33,8 @@ class JsonConstraint(LogitsProcessor):
 
     Args:
         target: The model that generates.
-        schema: A JSON schema. An object that lists its properties allows no others.
+        schema: A JSON schema. An object that lists its properties allows no others. A format that llguidance does not
+            know is an annotation, as in JSON Schema: it is left to whoever reads the JSON.
 
     Raises:
         MissingDependencyError: llguidance is not installed.
@@ -46,7 +48,7 @@ class JsonConstraint(LogitsProcessor):
             raise MissingDependencyError(
                 'constrained JSON needs llguidance: pip install "draftapprox-integrations[structured]"'
             ) from error
-        compact = close_objects(schema) | {
+        compact = map_schema(close_objects(schema), _without_unknown_format) | {
             "x-guidance": {"whitespace_flexible": False}
         }  # else a model may write spaces forever
         self._matcher = LLMatcher(_tokenizer_of(target), LLMatcher.grammar_from_json_schema(compact))
@@ -72,66 +74,9 @@ class JsonConstraint(LogitsProcessor):
         return scores.masked_fill(blocked, float("-inf"))
 
 
-def close_objects(schema: Any) -> Any:
-    """Return `schema` with `additionalProperties: false` added to objects that list properties and do not set it.
-
-    Otherwise small models keep inventing keys.
-    """
-    if isinstance(schema, list):
-        return [close_objects(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: close_objects(value) for key, value in schema.items()}
-    if isinstance(closed.get("properties"), dict) and closed.get("type", "object") == "object":
-        closed.setdefault("additionalProperties", False)
-    return closed
-
-
-def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """Return the JSON schema of a call of any of `tools` (OpenAI's format), or of the tool called `name`.
-
-    Raises:
-        InvalidInputError: there is no tool of this name.
-    """
-    functions = [tool.get("function", tool) for tool in tools]
-    chosen = [function for function in functions if name in (None, function["name"])]
-    if not chosen:
-        known = ", ".join(function["name"] for function in functions)
-        raise InvalidInputError(f"tool_choice names {name!r}; there are: {known}")
-    definitions: dict[str, Any] = {}
-    calls = []
-    for function in chosen:
-        parameters = function.get("parameters") or {"type": "object", "properties": {}}
-        parameters, found = _hoist_definitions(parameters, function["name"])
-        definitions |= found
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": function["name"]}, "arguments": parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return schema | {"$defs": definitions} if definitions else schema
-
-
-def answer_or_call_schema(answer: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the JSON schema of either an `answer` or a call of one of `tools`."""
-    calls = call_schema(tools)
-    definitions = calls.pop("$defs", {})
-    answer, found = _hoist_definitions(answer, "answer")
-    schema: dict[str, Any] = {"anyOf": [answer, *calls.get("anyOf", [calls])]}
-    definitions |= found
-    return schema | {"$defs": definitions} if definitions else schema
-
-
-def _hoist_definitions(schema: dict[str, Any], owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a schema from its `$defs`, renamed to `owner.name` so that several schemas can share one root."""
-    inner = {key: value for key, value in schema.items() if key != "$defs"}
-    text = json.dumps([inner, schema.get("$defs", {})]).replace('"#/$defs/', f'"#/$defs/{owner}.')
-    moved, definitions = json.loads(text)
-    return moved, {f"{owner}.{key}": value for key, value in definitions.items()}
+def _without_unknown_format(schema: dict[str, Any]) -> dict[str, Any]:
+    known = schema.get("format", "date") in _FORMATS
+    return schema if known else {key: value for key, value in schema.items() if key != "format"}
 
 
 def _tokenizer_of(target: LoadedModel) -> Any:

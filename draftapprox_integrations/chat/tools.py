@@ -1,21 +1,19 @@
 """Describe tools to a model, and format and parse its tool calls.
 
 Supported formats are those open models are trained on: Hermes and Qwen (`<tool_call>{...}</tool_call>`), Llama 3 (a
-bare JSON object with "parameters"), Mistral (`[TOOL_CALLS]` and a JSON list).
+bare JSON object with "parameters"), Mistral (`[TOOL_CALLS]` and a JSON list). Thoughts (`<think>...</think>`) before
+the answer are text.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_TAGGED = re.compile(rf"{_OPEN}\s*(.*?)\s*(?:{_CLOSE}|\Z)", re.DOTALL)
-_PREFIX = re.compile(r"^\s*(?:\[TOOL_CALLS\]|<\|python_tag\|>)?\s*(?=[\[{])")
+from .scanner import CLOSE, OPEN, AnswerScanner
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class ParsedAnswer:
     """A model's text, split into plain text and tool calls.
 
     Attributes:
-        text: The text outside calls.
+        text: The text outside calls, thoughts included. White space beside calls is kept between texts only.
         calls: Valid calls, in the order written.
         invalid: Invalid calls, in the order written.
     """
@@ -70,7 +68,7 @@ def describe_tools(tools: Sequence[dict[str, Any]]) -> str:
         "You may call these functions to help with the user's request:\n"
         f"{listed}\n"
         "To call one, answer with its name and arguments as JSON between tags:\n"
-        f'{_OPEN}\n{{"name": "...", "arguments": {{...}}}}\n{_CLOSE}'
+        f'{OPEN}\n{{"name": "...", "arguments": {{...}}}}\n{CLOSE}'
     )
 
 
@@ -79,68 +77,64 @@ def format_tool_calls(calls: Sequence[ToolCall]) -> str:
     parts = []
     for call in calls:
         shown = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-        parts.append(f"{_OPEN}\n{shown}\n{_CLOSE}")
+        parts.append(f"{OPEN}\n{shown}\n{CLOSE}")
     return "\n".join(parts)
 
 
-def parse_tool_calls(text: str, names: Collection[str]) -> ParsedAnswer:
+def parse_tool_calls(text: str, names: Collection[str], *, in_thought: bool = False) -> ParsedAnswer:
     """Parse the tool calls in a model's text.
 
     Args:
         text: The complete answer.
         names: Names of the available tools. A bare JSON object is a call only if it names one of them.
+        in_thought: Whether the text begins inside a thought, because the prompt ends with `<think>`.
     """
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
-    if _OPEN in text:
-        for written in _TAGGED.findall(text):
-            found = _parse_json_calls(written, names)
-            for call in found if isinstance(found, list) else [found]:
-                (calls if isinstance(call, ToolCall) else invalid).append(call)  # type: ignore[arg-type]
-        return ParsedAnswer(_TAGGED.sub("", text).strip(), calls, invalid)
-    prefix = _PREFIX.match(text)
-    if prefix:
-        found = _parse_json_calls(text[prefix.end() :].strip(), names)
-        if isinstance(found, list) and found:
-            return ParsedAnswer("", found)
-        if "[TOOL_CALLS]" in prefix.group() and isinstance(found, InvalidToolCall):
-            return ParsedAnswer("", [], [found])
-    return ParsedAnswer(text)
+
+    def found(written: str, marked: bool) -> bool:
+        given = _parse_json_calls(written, names)
+        if isinstance(given, list):
+            calls.extend(given)
+        elif marked:
+            invalid.append(given)
+        return isinstance(given, list) and bool(given)
+
+    scanner = AnswerScanner(found, in_thought)
+    outside = scanner.feed(text) + scanner.finish()
+    return ParsedAnswer(outside, calls, invalid)
 
 
 class ToolCallFilter:
-    """Streaming filter: passes text on until it may be a tool call, then withholds the rest."""
+    """Streaming filter: passes on the text outside tool calls, exactly that of the parsed answer.
 
-    def __init__(self) -> None:
-        self._text = ""
-        self._sent = 0
+    Args:
+        in_thought: As for `parse_tool_calls`.
+    """
+
+    def __init__(self, in_thought: bool = False) -> None:
+        self._scanner = AnswerScanner(lambda written, marked: True, in_thought)
+        self._shown = 0
 
     def feed(self, piece: str) -> str:
         """Add a piece of the stream; return the text that is certainly not part of a tool call."""
-        self._text += piece
-        if self._text.lstrip().startswith(("{", "[", "<|python_tag|>")):
-            return ""
-        safe = self._text.find(_OPEN)
-        if safe < 0:
-            safe = len(self._text)
-            for length in range(min(len(_OPEN) - 1, safe), 0, -1):
-                if self._text.endswith(_OPEN[:length]):
-                    safe -= length
-                    break
-        shown, self._sent = self._text[self._sent : safe], max(self._sent, safe)
+        shown = self._scanner.feed(piece)
+        self._shown += len(shown)
         return shown
 
     def rest(self, parsed: ParsedAnswer) -> str:
-        """Return the withheld text to show at the end; empty if the complete answer has tool calls."""
-        if parsed.calls or parsed.invalid:
-            return ""
-        return self._text[self._sent :]
+        """Return the withheld text to show at the end.
+
+        Args:
+            parsed: The complete answer.
+        """
+        return parsed.text[self._shown :]
 
 
 def _parse_json_calls(written: str, names: Collection[str]) -> list[ToolCall] | InvalidToolCall:
     try:
-        parsed = json.loads(written)
-    except ValueError as error:
+        parsed = json.loads(written, strict=False)  # small models write line breaks into strings
+    except (ValueError, RecursionError) as error:
         return InvalidToolCall(written, f"not JSON: {error}")
     calls = []
     for item in parsed if isinstance(parsed, list) else [parsed]:
@@ -148,13 +142,14 @@ def _parse_json_calls(written: str, names: Collection[str]) -> list[ToolCall] | 
         arguments = item.get("arguments", item.get("parameters", {})) if isinstance(item, dict) else None
         if isinstance(arguments, str):  # some models write the arguments as a JSON string
             try:
-                arguments = json.loads(arguments)
-            except ValueError:
+                arguments = json.loads(arguments, strict=False)
+            except (ValueError, RecursionError):
                 arguments = None
-        if name not in names:
+        if not isinstance(name, str) or name not in names:
             known = ", ".join(sorted(names))
-            return InvalidToolCall(written, f"there is no tool {name!r}; there are: {known}", name)
+            shown = name if isinstance(name, str) else None
+            return InvalidToolCall(written, f"there is no tool {name!r}; there are: {known}", shown)
         if not isinstance(arguments, dict):
             return InvalidToolCall(written, "the arguments are not a JSON object", name)
-        calls.append(ToolCall(str(name), arguments))
+        calls.append(ToolCall(name, arguments))
     return calls

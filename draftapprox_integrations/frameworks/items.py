@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from ..results import CompressedPassage, Span
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class KeptItem:
         index: Its index in the input.
         text: Its new text. None if the item passes unchanged.
         note: JSON-ready value for the metadata key, None if the item passes unchanged: "kept" (character spans in the
-            original text), "score", "tokens_before", "tokens_after".
+            original text), "score", "tokens_before", "tokens_after", and "fingerprint" of the new text: a note beside
+            another text, such as that of a split document, says nothing about it.
     """
 
     index: int
@@ -62,10 +69,17 @@ def compose_spans(first: Sequence[Span], length: int, second: Sequence[Span]) ->
 
 
 def note_on(passage: CompressedPassage, before: Any) -> dict[str, Any]:
-    """Return the note on a passage; `before` is the note of an earlier compression, or anything else."""
+    """Return the note on a passage.
+
+    Args:
+        passage: The compressed passage.
+        before: The value under the metadata key. The note of an earlier compression that made the passage's text is
+            continued: its spans are those of the first original. Anything else is ignored.
+    """
     score = None if math.isnan(passage.score) else passage.score
     kept, tokens_before = passage.kept, passage.tokens_before
-    if isinstance(before, dict) and {"kept", "score", "tokens_before"} <= before.keys():
+    is_note = isinstance(before, dict) and {"kept", "score", "tokens_before", "fingerprint"} <= before.keys()
+    if is_note and before["fingerprint"] == _fingerprint(passage.original):
         kept = compose_spans([(a, b) for a, b in before["kept"]], len(passage.original), kept)
         score, tokens_before = before["score"] if score is None else score, before["tokens_before"]
     return {
@@ -73,10 +87,39 @@ def note_on(passage: CompressedPassage, before: Any) -> dict[str, Any]:
         "score": score,
         "tokens_before": tokens_before,
         "tokens_after": passage.tokens_after,
+        "fingerprint": _fingerprint(passage.text),
     }
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def title_of(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """Return the first non-blank text under one of `keys`."""
     values = (metadata.get(key) for key in keys)
     return next((value for value in values if isinstance(value, str) and value.strip()), None)
+
+
+def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
+    """Return a deep copy of a document or node; values that cannot be copied, such as a lock or a file, are shared.
+
+    Args:
+        model: The document or node.
+        shared: Names of fields that are not copied.
+    """
+    copied = model.model_copy()
+    for values in (copied.__dict__, copied.__pydantic_extra__ or {}, copied.__pydantic_private__ or {}):
+        values.update({name: _copy(value) for name, value in values.items() if name not in shared})
+    return copied
+
+
+def _copy(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # somebody else's code
+        if type(value) is dict:
+            return {key: _copy(inner) for key, inner in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(_copy(inner) for inner in value)
+        return value

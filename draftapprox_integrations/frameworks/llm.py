@@ -16,7 +16,7 @@ from ..engine.engine import SpecKV
 from ..engine.registry import FULL, DraftSpec, Method, as_method, shared_engine
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
-from ..models.references import Reference, check_loadable, model_reference
+from ..models.references import Reference, check_loadable, model_identity, model_reference
 
 # Other libraries' names for the same fields, accepted by constructors and calls.
 ALIASES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
@@ -116,6 +116,11 @@ class EngineReference(Reference):
             target, self._draft, self._config,
             positions=self.positions, max_batch_size=self.max_batch_size, **self.loading,
         )  # fmt: skip
+
+    @property
+    def models(self) -> tuple[str, str | None]:
+        """What tells the target and the draft from all others, objects included."""
+        return model_identity(self._model), None if self._draft is None else model_identity(self._draft)
 
     def __reduce__(self) -> tuple[type[EngineReference], tuple[Any, ...]]:
         names = (self.model_name, self.draft_name)

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -24,6 +25,7 @@ from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.scoring.embedder import Embedder, check_embedder
 from ..specpc.scoring.registry import ScorerSpec, check_scorer
 from ..specpc.store.passage_store import PassageStore
+from ..specpc.store.sqlite import store_identity
 from ..specpc.validation import as_config, check_budget
 from .items import KeptItem, RetrievedItem, note_on, title_of
 
@@ -39,7 +41,8 @@ logger = logging.getLogger(__name__)
 class CompressorReference(Reference):
     """A serializable reference to a `SpecPC`, which is made on first use.
 
-    Pickling keeps names and settings. What was given as an object must be given again after unpickling.
+    Pickling keeps names, settings and the store's limits. What else was given as an object must be given again after
+    unpickling.
 
     Args:
         draft: A model spec, or a `SpecPC` to share.
@@ -65,6 +68,7 @@ class CompressorReference(Reference):
     ):
         self._lock = threading.Lock()
         self._compressor: SpecPC | None = None
+        shared = draft if isinstance(draft, SpecPC) else None
         if isinstance(draft, SpecPC):
             others = (config, compression, tokenizer, embedder, store)
             if scorer != "fused" or any(other is not None for other in others):
@@ -81,12 +85,12 @@ class CompressorReference(Reference):
         self.config, self.compression = as_config(config, SpecPCConfig), as_config(compression, CompressionConfig)
         self._draft, self._scorer, self._tokenizer, self._embedder = draft, scorer, tokenizer, embedder
         self._store = store
-        self.draft_name = model_reference(draft)
+        lost = shared is not None and shared.has_heads_of_its_own  # without them it would not be the same
+        self.draft_name = as_reference(shared) if lost else model_reference(draft)
         self.scorer_name = as_reference(scorer)
         self.tokenizer_name = None if tokenizer is None else as_reference(tokenizer)
         self.embedder_name = None if embedder is None else as_reference(embedder)
-        path = store.path if isinstance(store, PassageStore) else store
-        self.store_name = None if path is None else os.fspath(path)
+        self.store_name = _store_reference(store)
 
     def get(self) -> SpecPC:
         """Return the `SpecPC`; the first call loads the draft.
@@ -101,6 +105,7 @@ class CompressorReference(Reference):
                 check_loadable("scorer", self._scorer)
                 check_loadable("tokenizer", self._tokenizer)
                 check_loadable("embedder", self._embedder)
+                check_loadable("store", self._store)
                 self._compressor = SpecPC(
                     self._draft,
                     self.config,
@@ -112,11 +117,35 @@ class CompressorReference(Reference):
                 )
             return self._compressor
 
+    def store_identity(self) -> int | None:
+        """Return the number of the store's file, another one for each file ever made; None if there is no file yet."""
+        path = self._store.path if isinstance(self._store, PassageStore) else self._store
+        return None if path is None else store_identity(Path(path).expanduser())
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompressorReference, (
-            self.draft_name, self.config, self.compression, self.scorer_name, self.tokenizer_name,
-            self.embedder_name, self.store_name,
+        store = self._store if isinstance(self._store, PassageStore) else self.store_name
+        return CompressorReference, (*self._names(), store)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CompressorReference):
+            return NotImplemented
+        return (*self._names(), self.store_name) == (*other._names(), other.store_name)
+
+    __hash__ = None
+
+    def _names(self) -> tuple[Any, ...]:
+        return (
+            self.draft_name, self.config, self.compression, self.scorer_name, self.tokenizer_name, self.embedder_name
         )  # fmt: skip
+
+
+def _store_reference(store: PassageStore | str | os.PathLike[str] | None) -> str | None:
+    """Return the file of a store; a placeholder if the file's name alone would not give the same store."""
+    if isinstance(store, PassageStore):
+        if not store.has_default_limits:
+            return as_reference(store)
+        store = store.path
+    return None if store is None else os.fspath(store)
 
 
 class SpecPCBase(BaseModel):

@@ -46,7 +46,9 @@ class LangChainSpecKVBase(SpecKVBase):
         )  # fmt: skip
         # LangChain overwrites "stop" with the call's, so the field needs a key of its own.
         params = {"config": self._config_as_dict(self.config), "stop": self.stop, "default_stop": self.stop}
-        return {name: getattr(self, name) for name in names} | params
+        # Names of objects are those of their classes, which say nothing.
+        models = {"models": self._reference.models}
+        return {name: getattr(self, name) for name in names} | params | models
 
     def _call_options(self, stop: list[str] | None, call: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `SpecKV.submit` for one call."""

@@ -22,6 +22,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
 from ..chat.calls import ChatCall, prepare_chat
+from ..chat.tool_choice import as_tool_choice, forbids_parallel_calls
 from ..chat.tools import ParsedAnswer, ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
@@ -111,7 +112,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         ready = self._prepare(messages, stop, kwargs)
         (stream,) = ready.engine.submit([ready.call.ids], **ready.settings)
-        withheld = ToolCallFilter() if ready.call.tool_names else None
+        withheld = ready.call.stream_filter()
         for piece in stream.pieces():
             if shown := withheld.feed(piece) if withheld else piece:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=shown))
@@ -133,7 +134,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         ready = await asyncio.to_thread(self._prepare, messages, stop, kwargs)
         (stream,) = await ready.engine.asubmit([ready.call.ids], **ready.settings)
-        withheld = ToolCallFilter() if ready.call.tool_names else None
+        withheld = ready.call.stream_filter()
         try:
             async for piece in stream.pieces():
                 if shown := withheld.feed(piece) if withheld else piece:
@@ -154,6 +155,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         tools: Sequence[Tool],
         *,
         tool_choice: str | bool | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return a Runnable in which the model may call tools.
@@ -161,12 +163,19 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         Args:
             tools: Functions, classes, tools or schemas that LangChain converts to tools.
             tool_choice: None or "auto": the model decides. "none": no call. "any", "required" or True: at least one
-                call. A tool's name: a call of that tool. The form of a required call is enforced.
+                call. A tool's name: a call of that tool. OpenAI's and Anthropic's dicts say the same. The form of a
+                required call is enforced.
+            parallel_tool_calls: False: an answer has one call at most, the first that the model writes.
             **kwargs: Further arguments of each call.
+
+        Raises:
+            InvalidInputError: an unknown `tool_choice`.
         """
-        if isinstance(tool_choice, dict):
-            tool_choice = tool_choice.get("function", tool_choice).get("name")
-        choice = "any" if tool_choice is True or tool_choice == "required" else tool_choice or "auto"
+        choice = as_tool_choice(tool_choice)
+        if parallel_tool_calls is None and forbids_parallel_calls(tool_choice):
+            parallel_tool_calls = False
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=choice, **kwargs)
 
     def with_structured_output(
@@ -197,7 +206,9 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         return ids
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None) -> int:
-        """Number of tokens of `messages` rendered by the chat template; loads the model."""
+        """Number of tokens of `messages` rendered by the chat template; 0 without messages. Loads the model."""
+        if not messages:
+            return 0
         listed = [convert_to_openai_tool(tool) for tool in tools or ()]
         return len(prepare_chat(self.load(), from_langchain(messages), tools=listed).ids)
 
@@ -217,7 +228,8 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
             engine,
             from_langchain(messages),
             tools=call.pop("tools", None) or (),
-            tool_choice=call.pop("tool_choice", "auto"),
+            tool_choice=call.pop("tool_choice", None),
+            parallel_tool_calls=call.pop("parallel_tool_calls", None),
             schema=schema,
             show_schema=show_schema,
             template_options=call.pop("chat_template_kwargs", None),

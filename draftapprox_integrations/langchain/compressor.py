@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,9 +13,10 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from typing_extensions import TypedDict
 
 from ..errors import InvalidInputError
-from ..frameworks.items import KeptItem, RetrievedItem
+from ..frameworks.items import KeptItem, RetrievedItem, copy_model
 from ..frameworks.retrieval import FIELDS, SpecPCBase
 from ..frameworks.signatures import inherit_constructor
+from ..specpc.validation import as_number
 
 
 class CompressorInput(TypedDict):
@@ -36,7 +38,7 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
     verbatim pieces of the original, whose character spans are in `metadata[metadata_key]["kept"]`. Their score goes to
     `metadata["relevance_score"]`, as rerankers write it, unless the input has one: that one stays. As input,
     `relevance_score`, else `score`, is the retriever's score. Input documents are never changed. Documents without text
-    pass unchanged.
+    pass unchanged. A value of the metadata that cannot be copied, such as a lock, is shared.
 
     The arguments are those of `SpecPCBase`; `embedder` takes a LangChain `Embeddings`.
     """
@@ -101,7 +103,7 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
         return self._ingest_items([_as_item(document) for document in documents])
 
     def _copy(self, original: Document, item: KeptItem) -> Document:
-        document = original.model_copy(deep=True)
+        document = copy_model(original)
         if item.text is not None and item.note is not None:
             document.page_content = item.text
             document.metadata[self.metadata_key] = item.note
@@ -117,7 +119,7 @@ def _as_item(document: Document) -> RetrievedItem:
 def _retriever_score(document: Document) -> float | None:
     """Return the score in the metadata, under the names that LangChain's retrievers and rerankers use."""
     for key in ("relevance_score", "score"):
-        value = document.metadata.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        value = as_number(document.metadata.get(key))
+        if value is not None and not math.isnan(value):
+            return value
     return None

@@ -98,6 +98,15 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         self._cache: OrderedDict[tuple[tuple[str, ...], str], _Compressed] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, or of a pickled one: the settings and the models, without the cache."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy with an empty cache."""
+        vars(self).update(state)
+        self._cache, self._lock = OrderedDict(), threading.Lock()
+
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:

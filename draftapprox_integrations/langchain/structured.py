@@ -16,6 +16,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from ..chat.schemas import allow_repeated_items
 from ..errors import InvalidInputError
 
 StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
@@ -77,6 +78,8 @@ def structured(
         else:
             parser = _CompleteKeyedCall(key_name=name, first_tool_only=True)
     elif method in ("json_schema", "json_mode"):
+        if is_pydantic:
+            json_schema = allow_repeated_items(json_schema)
         wanted: dict[str, Any] = {"type": "json_object", "schema": json_schema}
         if method == "json_schema":
             wanted = {"type": "json_schema", "json_schema": {"name": json_schema.get("title"), "schema": json_schema}}

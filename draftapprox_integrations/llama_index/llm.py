@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -17,17 +18,12 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.bridge.pydantic import BaseModel, Field
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.bridge.pydantic import Field
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.prompts import PromptTemplate
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
 
-from ..chat.calls import ChatCall, prepare_chat
-from ..chat.grammar import can_enforce
+from ..chat.calls import ChatCall, describe_schema, prepare_chat, prepare_text
 from ..chat.template import has_chat_template, renders_tools
-from ..chat.tools import ToolCallFilter
 from ..engine.engine import SpecKV
 from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS, SpecKVBase
@@ -35,24 +31,22 @@ from ..frameworks.signatures import inherit_constructor
 from ..models.references import display_name
 from .messages import from_llama_index, tool_calls_of
 from .responses import chat_response, completion, part_response
+from .structured import StructuredLLM
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
 
-dispatcher = get_dispatcher(__name__)
-Shape = TypeVar("Shape", bound=BaseModel)
-
-
-class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
+class SpecKVLLM(SpecKVBase, StructuredLLM):
     """LLM with a KV cache of fixed size: a draft's lookahead of the answer selects the KV pairs to keep.
 
         Settings.llm = SpecKVLLM("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
 
     If the model has a chat template, `complete` sends the prompt as a user message, as LlamaIndex's query engines
-    expect; `complete(prompt, formatted=True)` sends it unchanged. Concurrent requests share batches, the event loop is
-    never blocked, and closing a stream stops its generation. Pickling and `to_dict` save names and settings, never
-    weights.
+    expect; `complete(prompt, formatted=True)` sends it unchanged. `system_prompt`, `completion_to_prompt` and
+    `messages_to_prompt` work as in `HuggingFaceLLM`: the functions take the place of the chat template. Concurrent
+    requests share batches, the event loop is never blocked, and closing a stream stops its generation. Pickling and
+    `to_dict` save names and settings, never weights.
 
     Args, beside those of `SpecKVBase`:
         context_window: Most tokens that LlamaIndex packs into a prompt. None: the model's window.
@@ -100,7 +94,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
         def run() -> Generator[ChatResponse, None, None]:
             engine, call, settings = self._prepare_chat(messages, kwargs)
             (stream,) = engine.submit([call.ids], **settings)
-            withheld, text = ToolCallFilter() if call.tool_names else None, ""
+            withheld, text = call.stream_filter(), ""
             for piece in stream.pieces():
                 if shown := withheld.feed(piece) if withheld else piece:
                     text += shown
@@ -124,7 +118,7 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
         async def run() -> AsyncGenerator[ChatResponse, None]:
             engine, call, settings = await asyncio.to_thread(self._prepare_chat, messages, kwargs)
             (stream,) = await engine.asubmit([call.ids], **settings)
-            withheld, text = ToolCallFilter() if call.tool_names else None, ""
+            withheld, text = call.stream_filter(), ""
             try:
                 async for piece in stream.pieces():
                     if shown := withheld.feed(piece) if withheld else piece:
@@ -205,9 +199,12 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
         if user_msg is not None:
             messages.append(user_msg)
-        choice = "any" if tool_required else "auto"
-        listed = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
-        return {"messages": messages, "tools": listed, "tool_choice": choice, **kwargs}
+        call = {
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tool_choice": "any" if tool_required else "auto",
+            "parallel_tool_calls": allow_parallel_tool_calls,
+        }
+        return {"messages": messages} | call | kwargs
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -223,36 +220,6 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             raise ValueError(f"Expected at least one tool call, but the model answered: {written!r}")
         return [ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls]
 
-    # ------------------------------------------------------------------ structured output
-
-    @dispatcher.span
-    def structured_predict(
-        self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
-    ) -> Shape:
-        """Return an object of `output_cls`; generation is constrained to JSON of its schema (extra `structured`).
-
-        Raises:
-            ValueError: the answer was cut off by `max_tokens` before it was complete.
-        """
-        if not can_enforce():
-            shaped: Shape = super().structured_predict(output_cls, prompt, llm_kwargs, **given)
-            return shaped
-        messages = self._extend_messages(prompt.format_messages(**given))
-        response = self.chat(messages, json_schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
-        return output_cls.model_validate_json(response.message.content or "")
-
-    @dispatcher.span
-    async def astructured_predict(
-        self, output_cls: type[Shape], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **given: Any
-    ) -> Shape:
-        """As `structured_predict`, without blocking the event loop."""
-        if not can_enforce():
-            shaped: Shape = await super().astructured_predict(output_cls, prompt, llm_kwargs, **given)
-            return shaped
-        messages = self._extend_messages(prompt.format_messages(**given))
-        response = await self.achat(messages, json_schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
-        return output_cls.model_validate_json(response.message.content or "")
-
     # ------------------------------------------------------------------ inside
 
     def _prepare_chat(
@@ -260,13 +227,24 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
     ) -> tuple[SpecKV, ChatCall, dict[str, Any]]:
         call = dict(kwargs)
         engine = self.load()
+        names = ("tools", "tool_choice", "parallel_tool_calls", "json_schema", "chat_template_kwargs")
+        tools, tool_choice, parallel, schema, template_options = (call.pop(name, None) for name in names)
+        if self.messages_to_prompt not in (None, generic_messages_to_prompt):
+            if tools or template_options:
+                raise InvalidInputError(
+                    "messages_to_prompt takes the place of the chat template, so that tools and chat_template_kwargs "
+                    "cannot reach the model; leave messages_to_prompt out"
+                )
+            ready = prepare_text(engine, self._written_by(messages, schema), schema)
+            return engine, ready, self._options(call) | ready.options
         ready = prepare_chat(
             engine,
             from_llama_index(messages),
-            tools=call.pop("tools", None) or (),
-            tool_choice=call.pop("tool_choice", None) or "auto",
-            schema=call.pop("json_schema", None),
-            template_options=call.pop("chat_template_kwargs", None),
+            tools=tools or (),
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel,
+            schema=schema,
+            template_options=template_options,
         )
         return engine, ready, self._options(call) | ready.options
 
@@ -277,9 +255,22 @@ class SpecKVLLM(SpecKVBase, FunctionCallingLLM):
             raise InvalidInputError("the prompt is empty; give at least one character")
         engine = self.load()
         tokenizer = engine.target.require_tokenizer()
+        if not formatted and self.completion_to_prompt not in (None, default_completion_to_prompt):
+            wrapped = self._wrapped(prompt)
+            return engine, prepare_text(engine, self.completion_to_prompt(wrapped)).ids, self._options(kwargs)
         if not formatted and has_chat_template(tokenizer):
-            messages = [ChatMessage(role=MessageRole.USER, content=prompt)]
-            _, ready, settings = self._prepare_chat(messages, kwargs)
+            messages = [ChatMessage(role=MessageRole.USER, content=self._wrapped(prompt))]
+            _, ready, settings = self._prepare_chat(self._extend_messages(messages), kwargs)
             return engine, ready.ids, settings
-        ids: list[int] = tokenizer(prompt)["input_ids"]
-        return engine, ids, self._options(kwargs)
+        text = prompt if formatted else self._extend_prompt(prompt)
+        return engine, prepare_text(engine, text).ids, self._options(kwargs)
+
+    def _wrapped(self, prompt: str) -> str:
+        wrapper = self.query_wrapper_prompt
+        return prompt if wrapper is None else str(wrapper.format(query_str=prompt))
+
+    def _written_by(self, messages: Sequence[ChatMessage], schema: dict[str, Any] | None) -> str:
+        """Return the prompt that `messages_to_prompt` makes of a conversation and a wanted schema."""
+        shown = [] if schema is None else [ChatMessage(role=MessageRole.SYSTEM, content=describe_schema(schema))]
+        assert self.messages_to_prompt is not None
+        return str(self.messages_to_prompt([*shown, *messages]))

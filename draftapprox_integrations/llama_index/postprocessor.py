@@ -11,7 +11,7 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from ..frameworks.items import KeptItem, RetrievedItem
+from ..frameworks.items import KeptItem, RetrievedItem, copy_model
 from ..frameworks.retrieval import FIELDS, SpecPCBase
 from ..frameworks.signatures import inherit_constructor
 from ..results import CompressionResult
@@ -27,6 +27,7 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
     Output nodes are copies of input nodes, in input order, with the same id, metadata, relationships and score. Their
     text is verbatim pieces of the original, whose character spans are in `metadata[metadata_key]["kept"]`; neither the
     LLM nor the embedder is shown that key. Input nodes are never changed. Nodes without text pass unchanged.
+    A value of the metadata that cannot be copied, such as a lock, is shared, as is the `obj` of an `IndexNode`.
 
     The arguments are those of `SpecPCBase`; `tokenizer` takes `Settings.tokenizer`, `embedder` takes
     `Settings.embed_model`.
@@ -79,7 +80,7 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
         return self._ingest_items([_as_item(node) for node in nodes])
 
     def _copy(self, original: NodeWithScore, item: KeptItem) -> NodeWithScore:
-        node = original.node.model_copy(deep=True)
+        node = copy_model(original.node, shared={"obj"})  # of an IndexNode, often a whole index
         if item.text is not None:
             node.set_content(item.text)
             node.metadata[self.metadata_key] = item.note

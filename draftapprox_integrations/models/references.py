@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from ..errors import InvalidInputError
 from .loading import LoadedModel, ModelSpec
 
 _PLACEHOLDER = "object:"  # prefix of the reference to a model that was given as an object; its type or name follows
+
+
+_identities: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def model_identity(spec: Any) -> str:
+    """Return what tells a model from every other one: its name, or for objects marks that no other object ever gets.
+
+    A loaded model is an object too: its name says neither its revision nor its precision.
+    """
+    if isinstance(spec, LoadedModel):
+        spec = (spec.model, spec.tokenizer)
+    parts = spec if isinstance(spec, tuple) else (spec,)
+    return " ".join(os.fspath(part) if isinstance(part, str | os.PathLike) else _identity(part) for part in parts)
+
+
+def _identity(part: Any) -> str:
+    if part is None:
+        return "none"
+    with _lock:
+        return _identities.setdefault(part, uuid4().hex)
 
 
 def model_reference(spec: ModelSpec) -> str:

@@ -27,7 +27,7 @@ from ..results import CompressedPassage, CompressionResult, Selection, Span
 from .calibration.calibrate import calibrate
 from .scoring.embedder import Embedder, check_embedder
 from .scoring.fusion import attention_of
-from .scoring.heads import HeadSet, check_heads
+from .scoring.heads import HeadSet, check_heads, find_heads
 from .scoring.per_passage import CalibratedHeadsScorer
 from .scoring.prompt import PromptBuilder
 from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_scorer
@@ -275,6 +275,12 @@ class SpecPC:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, counted as for the budget."""
         return self._counter.count(texts)
+
+    @property
+    def has_heads_of_its_own(self) -> bool:
+        """Whether it has calibrated heads that are not those saved for the draft."""
+        saved = find_heads(self.draft.model)
+        return self._heads is not None and (saved is None or saved.heads != self._heads.heads)
 
     def __deepcopy__(self, memo: object) -> SpecPC:
         return self  # it holds no state of a request; a copy would double the weights

@@ -86,10 +86,23 @@ def check_retriever_scores(scores: Any, passages: int) -> list[float | None]:
         raise InvalidInputError(
             f"retriever_scores must be one number or None for each of the {passages} passages; got {len(scores)}"
         )
-    for index, score in enumerate(scores):
-        if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
+    numbers = [as_number(score) for score in scores]
+    for index, (score, number) in enumerate(zip(scores, numbers, strict=True)):
+        if score is not None and number is None:
             raise InvalidInputError(f"retriever_scores[{index}] must be a number or None; got {score!r}")
-    return [None if score is None else float(score) for score in scores]
+    return numbers
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number, a NumPy scalar or an array or tensor without dimensions as a float; None for anything else.
+
+    A bool is no number, NaN is one.
+    """
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value)
 
 
 def check_protect(protect: Any) -> list[str | re.Pattern[str]]:

@@ -23,6 +23,7 @@ from typing import TypeVar
 from ...errors import InvalidInputError
 from .sqlite import check_ours, open_or_create, open_read_only, transaction, used_bytes
 
+_IN_FILE = 4 << 30  # bytes
 _IN_MEMORY = 256 << 20  # bytes; also the cache in front of a file
 _LOW_WATER = 0.9  # a full file is pruned to this share of `max_bytes`, so that few writes prune
 
@@ -63,7 +64,7 @@ class PassageStore:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 4 << 30, memory_bytes: int = _IN_MEMORY
+        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = _IN_FILE, memory_bytes: int = _IN_MEMORY
     ):
         integers = all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (max_bytes, memory_bytes))
         if not integers or max_bytes < 1 or memory_bytes < 0:
@@ -154,6 +155,11 @@ class PassageStore:
 
     def __reduce__(self) -> tuple[Callable[..., PassageStore], tuple[str | None, int, int]]:
         return _reopen, (None if self.path is None else str(self.path), self.max_bytes, self._memory_bytes)
+
+    @property
+    def has_default_limits(self) -> bool:
+        """Whether `PassageStore(path)` would be the same; without a file, a store is only a cache, and it is."""
+        return self.path is None or (self.max_bytes, self._memory_bytes) == (_IN_FILE, _IN_MEMORY)
 
     def __deepcopy__(self, memo: object) -> PassageStore:
         return self

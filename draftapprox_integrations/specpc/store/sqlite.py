@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote
@@ -52,6 +53,10 @@ def open_or_create(path: Path) -> sqlite3.Connection:
     if database.execute("PRAGMA application_id").fetchone() == (0,):
         database.execute(f"PRAGMA application_id = {_APPLICATION}")
     database.execute("PRAGMA journal_mode = WAL")
+    if _identity(database) == 0:
+        with transaction(database):
+            if _identity(database) == 0:  # else another process was faster
+                database.execute(f"PRAGMA user_version = {secrets.randbelow((1 << 31) - 1) + 1}")
     database.execute("PRAGMA synchronous = NORMAL")
     database.execute("PRAGMA journal_size_limit = 67108864")
     database.executescript(_SCHEMA)
@@ -75,6 +80,24 @@ def _connect_read_only(uri: str) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def store_identity(path: Path) -> int | None:
+    """Return the number that a store's file got when it was made; None without a file that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        database = open_read_only(path)
+        try:
+            return _identity(database) or None
+        finally:
+            database.close()
+    except sqlite3.Error:
+        return None
+
+
+def _identity(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
 
 
 def used_bytes(database: sqlite3.Connection) -> int:

@@ -1,14 +1,17 @@
 """JSON of a given schema, written by a model that knows nothing (tiny) and by the embedded one."""
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from pydantic import BaseModel, Field, SecretStr
 from transformers import PreTrainedTokenizerFast
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, load_model
-from draftapprox_integrations.chat.grammar import JsonConstraint, answer_or_call_schema, call_schema, close_objects
+from draftapprox_integrations.chat.grammar import JsonConstraint
+from draftapprox_integrations.chat.schemas import allow_repeated_items, answer_or_call_schema, call_schema
 from draftapprox_integrations.errors import InvalidInputError
 from tests.conftest import tiny_llama
 
@@ -85,13 +88,54 @@ def test_an_answer_of_a_schema_or_a_call(tiny: LoadedModel, seed: Any) -> None:
         assert isinstance(written["arguments"]["x"], int)
 
 
-def test_objects_take_no_other_keys_unless_told_so() -> None:
-    closed = close_objects({"properties": {"a": {"properties": {}, "type": "object"}}, "anyOf": [CITY]})
-    assert closed["additionalProperties"] is False
-    assert closed["properties"]["a"]["additionalProperties"] is False
-    assert closed["anyOf"][0]["additionalProperties"] is False
-    assert close_objects({"type": "object"}) == {"type": "object"}
-    assert close_objects({"properties": {}, "additionalProperties": True})["additionalProperties"] is True
+LOOKS_LIKE_A_SCHEMA = {"properties": {"a": 1}, "$ref": "#/$defs/Point", "uniqueItems": True, "format": "binary"}
+
+
+def test_data_that_looks_like_a_schema_is_written_as_it_is(tiny: LoadedModel) -> None:
+    value = {"type": "object", "properties": {"v": {"enum": [LOOKS_LIKE_A_SCHEMA]}}, "required": ["v"]}
+    tool = {"type": "function", "function": {"name": "move", "parameters": value}}
+    for schema in (value, call_schema([tool])):
+        (found,) = SpecKV(tiny, None, FULL).generate(
+            "A value:", max_new_tokens=200, logits_processor=[JsonConstraint(tiny, schema)]
+        )
+        written = json.loads(found.text)
+        assert written.get("arguments", written) == {"v": LOOKS_LIKE_A_SCHEMA}
+
+
+def test_a_schema_that_refers_to_itself(tiny: LoadedModel) -> None:
+    tree = {"type": "object", "properties": {"child": {"anyOf": [{"$ref": "#"}, {"const": 7}]}}, "required": ["child"]}
+    schema = call_schema([{"name": "grow", "parameters": tree}])
+    (found,) = SpecKV(tiny, None, FULL).generate(
+        "A tree:", max_new_tokens=200, temperature=1.5, seed=2, logits_processor=[JsonConstraint(tiny, schema)]
+    )
+    node = json.loads(found.text)["arguments"]
+    while node != 7:
+        assert node.keys() == {"child"}
+        node = node["child"]
+
+
+class Held(BaseModel):
+    """Types whose JSON schema has what a grammar cannot enforce."""
+
+    numbers: set[Literal[1, 2]] = Field(max_length=2)
+    names: frozenset[Literal["a"]]
+    data: bytes = Field(json_schema_extra={"maxLength": 3})
+    secret: Annotated[SecretStr, Field(max_length=3)]
+    folder: Literal["a"] | Annotated[Path, Field(json_schema_extra={"maxLength": 3})]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pydantic_types_that_are_validated_afterwards(tiny: LoadedModel, seed: int) -> None:
+    schema = Held.model_json_schema()
+    with pytest.raises(InvalidInputError, match="uniqueItems"):
+        JsonConstraint(tiny, schema)
+    for form in (allow_repeated_items(schema), call_schema([{"name": "hold", "parameters": schema}])):
+        (found,) = SpecKV(tiny, None, FULL).generate(
+            "Held:", max_new_tokens=400, temperature=1.5, seed=seed, logits_processor=[JsonConstraint(tiny, form)]
+        )
+        written = json.loads(found.text)
+        held = Held.model_validate(written.get("arguments", written))
+        assert held.numbers <= {1, 2}
 
 
 def test_a_schema_that_cannot_be_enforced(tiny: LoadedModel) -> None:

@@ -2,8 +2,11 @@
 
 import copy
 import pickle
+import threading
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from langchain_classic.retrievers import ContextualCompressionRetriever
@@ -15,11 +18,13 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.cli.documents import read_folder, search
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import SpecPCCompressor
+from draftapprox_integrations.langchain.compressor import _retriever_score
 from tests.conftest import DEMO
 
 QUESTION = "On what date did the Candlemas Storm come?"
@@ -214,6 +219,76 @@ def test_relevance_scores(smol: SpecPC) -> None:
     assert [document.metadata["relevance_score"] for document in again] == [0.1, 0.9, 0.5]
     whole = SpecPCCompressor(smol, max_tokens=500).compress_documents(documents(), QUESTION)
     assert not any("relevance_score" in document.metadata for document in whole)  # all fitted: nothing was scored
+
+
+def test_spans_of_a_compressed_text_that_was_split(smol: SpecPC) -> None:
+    original = " ".join(FACTS)
+    (once,) = SpecPCCompressor(smol, max_tokens=60).compress_documents([Document(original)], QUESTION)
+    assert once.page_content != original
+    splitter = RecursiveCharacterTextSplitter(chunk_size=70, chunk_overlap=0)
+    again = SpecPCCompressor(smol, max_tokens=9)
+    for child in splitter.split_documents([once]):
+        assert child.metadata["specpc"] == once.metadata["specpc"]  # inherited: about another text
+        for document in again.compress_documents([child], QUESTION):
+            note = document.metadata["specpc"]
+            assert "\n".join(child.page_content[a:b] for a, b in note["kept"]) == document.page_content
+            assert note["tokens_before"] < once.metadata["specpc"]["tokens_before"]
+    (twice,) = again.compress_documents([once], QUESTION)  # whole: spans of the original
+    assert "\n".join(original[a:b] for a, b in twice.metadata["specpc"]["kept"]) == twice.page_content
+
+
+@pytest.mark.parametrize(
+    "note", ["kept", None, {"kept": [[0, 5]], "score": 1.0, "tokens_before": 3}, {"fingerprint": 1}]
+)
+def test_a_note_of_somebody_else_is_replaced(smol: SpecPC, note: Any) -> None:
+    given = Document(FACTS[0], metadata={"specpc": note})
+    (document,) = SpecPCCompressor(smol, max_tokens=14).compress_documents([given], QUESTION)
+    spans = document.metadata["specpc"]["kept"]
+    assert "\n".join(FACTS[0][a:b] for a, b in spans) == document.page_content
+
+
+NUMBERS = [
+    np.float16(0.5), np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor(0.5).half(),
+    Fraction(1, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, np.int64(3), np.array(3), torch.tensor(3), 3])
+@pytest.mark.parametrize("key", ["relevance_score", "score"])
+def test_scores_as_rerankers_leave_them(value: Any, key: str) -> None:
+    found = _retriever_score(Document("text", metadata={key: value}))
+    assert type(found) is float
+    assert found == float(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.bool_(True), torch.tensor(True), float("nan"), np.float32("nan"), "0.5", None, [0.5], np.array([0.5])],
+)
+def test_what_is_no_score(value: Any) -> None:
+    assert _retriever_score(Document("text", metadata={"relevance_score": value})) is None
+    assert _retriever_score(Document("text", metadata={"relevance_score": value, "score": 0.25})) == 0.25
+
+
+def test_a_score_counts_the_same_in_every_type(smol: SpecPC) -> None:
+    def kept(kind: Any) -> Any:
+        texts = [f"{name} speaks of rivers and stones today." for name in ("Alpha", "Gamma", "Omega")]
+        given = [
+            Document(text, metadata={"relevance_score": kind(score)})
+            for text, score in zip(texts, (0.01, 0.99, 0.02), strict=True)
+        ]
+        found = SpecPCCompressor(smol, max_tokens=9).compress_documents(given, "Who speaks of rivers?")
+        return [document.page_content for document in found]
+
+    assert kept(float) == kept(np.float32) == kept(torch.tensor) == kept(np.array)
+
+
+def test_metadata_that_cannot_be_copied_passes(smol: SpecPC) -> None:
+    lock = threading.Lock()
+    given = [*documents(), Document("The bridge was opened in 1932. It is red.", metadata={"client": lock})]
+    kept = SpecPCCompressor(smol, max_tokens=12, on_empty="keep_best").compress_documents(given, "When was it opened?")
+    assert kept[-1].metadata["client"] is lock
+    assert "specpc" not in given[-1].metadata
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")

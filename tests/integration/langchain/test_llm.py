@@ -1,6 +1,7 @@
 """SpecKVLLM and ChatSpecKV in real LangChain pipelines."""
 
 import asyncio
+import copy
 import gc
 import pickle
 import weakref
@@ -13,17 +14,26 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.load import dumps, loads
-from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerFast
 
-from draftapprox_integrations import KVQuantization, LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
+from draftapprox_integrations import (
+    KVQuantization,
+    LoadedModel,
+    SpecKV,
+    SpecKVConfig,
+    SpecKVPCConfig,
+    SpecPCConfig,
+    load_model,
+)
 from draftapprox_integrations.engine import registry
 from draftapprox_integrations.errors import GenerationTimeoutError, InvalidInputError
 from draftapprox_integrations.langchain import ChatSpecKV, SpecKVLLM, SpecPCCompressor
+from tests.conftest import tiny_llama
 from tests.helpers.serving import (
     FLOAT32,
     LONG,
@@ -245,6 +255,39 @@ def test_langchains_cache_tells_settings_apart(tiny: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
+def test_langchains_cache_tells_objects_apart(kind: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    def text(part: Any) -> Any:
+        found = part.invoke(LONG)
+        return found if isinstance(found, str) else found.content
+
+    first, second = tiny_llama(eos_token_id=None), tiny_llama(eos_token_id=None, initializer_range=0.3)
+    other = copy.deepcopy(tiny_tokenizer)
+    cache = InMemoryCache()
+    specs = [(first, tiny_tokenizer), (second, tiny_tokenizer), (first, other), load_model((second, other))]
+    for spec in specs:
+        part = kind(spec, method="full", max_tokens=6, cache=cache)
+        assert text(part) == text(kind(spec, method="full", max_tokens=6, cache=False))
+        assert text(kind(spec, method="full", max_tokens=6, cache=cache)) == text(part)
+    drafts = [kind(specs[0], draft=spec, config=TIGHT, max_tokens=6, cache=cache) for spec in (specs[1], specs[0])]
+    for part in drafts:
+        text(part)
+    assert len(cache._cache) == len(specs) + len(drafts)
+
+
+@pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
+def test_langchains_cache_tells_ways_to_load_apart(kind: Any) -> None:
+    ways: Any = [None, {"dtype": "float32"}, {"dtype": "bfloat16"}, {"revision": "a"}, {"revision": "b"}]
+    ways += [{"attn_implementation": "eager"}, {"device": "cpu"}]
+    keys = {str(sorted(kind("default", loading=way)._identifying_params.items())) for way in ways}
+    assert len(keys) == len(ways)
+    assert (
+        len({str(kind("default", loading={"dtype": t})._identifying_params) for t in ("float32", torch.float32)}) == 1
+    )
+    if kind is ChatSpecKV:
+        assert len({ChatSpecKV("default", loading=way)._get_llm_string() for way in ways}) == len(ways)
+
+
+@pytest.mark.parametrize("kind", [ChatSpecKV, SpecKVLLM])
 def test_langchains_cache_sees_a_changed_field(kind: Any, tiny: LoadedModel) -> None:
     part = kind(tiny, config=TIGHT, cache=InMemoryCache(), max_tokens=8)
 
@@ -282,6 +325,21 @@ def test_counting_tokens(chat: Any, llm: Any, tiny: LoadedModel) -> None:
     assert chat.get_num_tokens_from_messages(messages) == len(
         tiny.tokenizer(shown, add_special_tokens=False)["input_ids"]
     )
+
+
+@pytest.mark.parametrize("strategy", ["first", "last"])
+def test_trimming_a_conversation_to_fit(chat: Any, strategy: Any) -> None:
+    assert chat.get_num_tokens_from_messages([]) == 0
+    messages = [
+        SystemMessage("Be brief."),
+        HumanMessage("One. " * 40),
+        AIMessage("Two.\n" * 40),
+        HumanMessage("Three."),
+    ]
+    limit = chat.get_num_tokens_from_messages(messages) - 30
+    kept = trim_messages(messages, token_counter=chat, strategy=strategy, max_tokens=limit, allow_partial=True)
+    assert 0 < chat.get_num_tokens_from_messages(kept) <= limit
+    assert trim_messages(messages, token_counter=chat, strategy=strategy, max_tokens=1, allow_partial=True) == []
 
 
 def test_messages_of_every_kind(chat: Any, tiny: LoadedModel) -> None:

@@ -1,8 +1,10 @@
 """SpecPCMiddleware in real agents of LangChain."""
 
 import asyncio
+import copy
 import json
 import logging
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -118,6 +120,16 @@ def test_read_once_per_result_and_question(smol: SpecPC, reads: Any) -> None:
     for question in (QUESTION, "When was the mill built?", QUESTION):
         small.compress(conversation(question=question))
     assert len(reads) == 5  # only one is remembered
+
+
+def test_copies_share_the_models_and_not_the_cache(middleware: Any) -> None:
+    given = conversation()
+    expected = middleware.compress(given)
+    for copied in (copy.deepcopy(middleware), copy.copy(middleware)):
+        assert copied.load() is middleware.load()
+        assert copied.compress(given) == expected
+        assert copied._cache is not middleware._cache
+    assert pickle.loads(pickle.dumps(SpecPCMiddleware(max_tokens=9, tools=["a"]))).tool_names == {"a"}
 
 
 def test_threshold_and_names_of_tools(smol: SpecPC, reads: Any) -> None:

@@ -4,14 +4,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import pytest
 from llama_index.core import Document, SummaryIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import QueryBundle
+from llama_index.core.schema import QueryBundle, TextNode
 
-from draftapprox_integrations import LoadedModel, SpecPC
+from draftapprox_integrations import LoadedModel, PassageStore, SpecPC
 from draftapprox_integrations.llama_index import SpecPCIngestion, SpecPCPostprocessor
 from tests.conftest import DEMO
 
@@ -62,3 +64,46 @@ def test_the_retrievers_scores_and_an_embedder_are_used(embedded_model: LoadedMo
         scores[name] = result.passages[1].score - result.passages[0].score
     assert scores["with"] > scores["without"]
     assert len(asked) == 4
+
+
+def wipe(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_new_store_is_filled_although_the_pipeline_has_a_cache(tmp_path: Path, as_object: bool) -> None:
+    path = tmp_path / "p.db"
+
+    def step() -> SpecPCIngestion:
+        store = PassageStore(path) if as_object else path
+        return SpecPCIngestion(postprocessor=SpecPCPostprocessor("default", store=store))
+
+    documents = [Document(text="The old mill was built in 1821."), Document(text="The bridge was opened in 1932.")]
+    pipeline = IngestionPipeline(transformations=[step()])
+    for _ in range(2):
+        pipeline.run(documents=documents)
+        assert PassageStore(path).stats().passages > 0
+    nodes = [TextNode(text="a")]
+    hashes = {get_transformation_hash(nodes, step()) for _ in range(3)}
+    assert len(hashes) == 1  # the same file: the cache works
+    wipe(path)
+    pipeline.transformations = [step()]
+    pipeline.run(documents=documents)
+    assert PassageStore(path).stats().passages > 0
+    assert get_transformation_hash(nodes, step()) not in hashes
+
+
+def test_without_a_file_nothing_is_skipped() -> None:
+    step = SpecPCIngestion(postprocessor=SpecPCPostprocessor("default"))
+    nodes = [TextNode(text="a")]
+    assert get_transformation_hash(nodes, step) != get_transformation_hash(nodes, step)
+
+
+def test_saved_and_made_again(tmp_path: Path) -> None:
+    step = SpecPCIngestion(postprocessor=SpecPCPostprocessor("default", max_tokens=7, store=tmp_path / "p.db"))
+    PassageStore(tmp_path / "p.db").close()
+    again = SpecPCIngestion.from_dict(step.to_dict())
+    assert again.to_dict() == step.to_dict()
+    assert again.postprocessor.max_tokens == 7
+    assert pickle.loads(pickle.dumps(step)).to_dict() == step.to_dict()

@@ -1,6 +1,7 @@
 """SpecKVLLM in real LlamaIndex pipelines."""
 
 import asyncio
+import copy
 import pickle
 from typing import Any
 
@@ -181,6 +182,12 @@ class Year(BaseModel):
     year: int
 
 
+class Flag(BaseModel):
+    """A flag."""
+
+    up: bool
+
+
 async def test_answers_of_a_given_shape(embedded_model: LoadedModel) -> None:
     llm = SpecKVLLM("default", max_tokens=40)
     prompt = PromptTemplate("The bridge was opened in 1932. {question}")
@@ -190,6 +197,97 @@ async def test_answers_of_a_given_shape(embedded_model: LoadedModel) -> None:
     assert response.raw == Year(year=1932)
     with pytest.raises(ValueError, match="Invalid JSON"):
         llm.structured_predict(Year, prompt, llm_kwargs={"max_new_tokens": 2}, question="In which year?")
+
+
+async def test_streams_of_a_given_shape(embedded_model: LoadedModel) -> None:
+    llm = SpecKVLLM("default", max_tokens=40)
+    prompt = PromptTemplate("The bridge was opened in 1932. {question}")
+    parts = list(llm.stream_structured_predict(Year, prompt, question="In which year?"))
+    stream = await llm.astream_structured_predict(Year, prompt, question="In which year?")
+    for found in (parts, [part async for part in stream]):
+        assert found[-1] == llm.structured_predict(Year, prompt, question="In which year?")
+        assert isinstance(found[-1], Year)
+        assert found[0].year is None  # only "{" was written
+    shaped = list(llm.as_structured_llm(Year).stream_chat([ChatMessage("The bridge was opened in 1932. Which year?")]))
+    assert isinstance(shaped[-1].raw, Year)
+    with pytest.raises(ValueError, match="Invalid JSON"):
+        list(llm.stream_structured_predict(Year, prompt, llm_kwargs={"max_new_tokens": 2}, question="In which year?"))
+    short = await llm.astream_structured_predict(Year, prompt, llm_kwargs={"max_new_tokens": 2}, question="When?")
+    with pytest.raises(ValueError, match="Invalid JSON"):
+        [part async for part in short]
+
+
+def prompt_of(llm: Any, call: Any) -> str:
+    """The prompt that the target reads."""
+    seen: list[Any] = []
+    engine = llm.load()
+    submit = engine.submit
+
+    def noting(prompts: Any, **options: Any) -> Any:
+        seen.extend(prompts)
+        return submit(prompts, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "submit", noting)
+        call(llm)
+    return str(engine.target.tokenizer.decode(seen[0]))
+
+
+def test_prompts_of_ones_own_take_the_place_of_the_chat_template(tiny: LoadedModel) -> None:
+    def made(**given: Any) -> Any:
+        return SpecKVLLM(tiny, method="full", max_tokens=1, **given)
+
+    def of_messages(messages: Any) -> str:
+        return "<|user|>" + "/".join(f"{m.role.value}:{m.content}" for m in messages)
+
+    chat = [ChatMessage(role="user", content="Hello")]
+    template = PromptTemplate("{what}")
+    calls = {
+        "complete": lambda llm: llm.complete("Hello"),
+        "stream_complete": lambda llm: list(llm.stream_complete("Hello")),
+        "formatted": lambda llm: llm.complete("Hello", formatted=True),
+        "chat": lambda llm: llm.chat(chat),
+        "stream_chat": lambda llm: list(llm.stream_chat(chat)),
+        "predict": lambda llm: llm.predict(template, what="Hello"),
+    }
+    found = {
+        (name, field): prompt_of(made(**given), call)
+        for name, call in calls.items()
+        for field, given in {
+            "system_prompt": {"system_prompt": "Be brief."},
+            "completion_to_prompt": {"completion_to_prompt": lambda text: f"<<{text}>>"},
+            "messages_to_prompt": {"messages_to_prompt": of_messages},
+        }.items()
+    }
+    plain = "<|user|>Hello<|end|><|assistant|>"
+    for name in ("complete", "stream_complete"):
+        assert found[name, "system_prompt"] == "<|system|>Be brief.<|end|>" + plain
+        assert found[name, "completion_to_prompt"] == "<<Hello>>"
+        assert found[name, "messages_to_prompt"] == "<|user|>user:Hello"
+    for name in ("chat", "stream_chat"):
+        assert found[name, "system_prompt"] == plain  # as in LlamaIndex's own classes: predict and agents add it
+        assert found[name, "completion_to_prompt"] == plain
+        assert found[name, "messages_to_prompt"] == "<|user|>user:Hello"
+    assert found["predict", "system_prompt"] == "<|system|>Be brief.<|end|>" + plain
+    assert found["predict", "messages_to_prompt"] == "<|user|>user:Hello"
+    assert {found["formatted", field] for _, field in found} == {"Hello"}
+
+
+def test_a_system_prompt_without_a_chat_template(tiny: LoadedModel) -> None:
+    bare = copy.deepcopy(tiny.tokenizer)
+    bare.chat_template = None
+    llm = SpecKVLLM((tiny.model, bare), method="full", max_tokens=1, system_prompt="Be brief.")
+    assert prompt_of(llm, lambda llm: llm.complete("Hello")) == "Be brief.\n\nHello"
+    assert prompt_of(llm, lambda llm: llm.predict(PromptTemplate("Hello"))) == "Be brief.\n\nHello"
+
+
+def test_a_prompt_of_ones_own_is_told_the_schema_and_has_no_place_for_tools(tiny: LoadedModel) -> None:
+    llm = SpecKVLLM(tiny, max_tokens=60, messages_to_prompt=lambda messages: "\n".join(m.content for m in messages))
+    seen = prompt_of(llm, lambda llm: llm.structured_predict(Flag, PromptTemplate("Hello")))
+    assert '"title": "Flag"' in seen
+    assert seen.endswith("Hello")
+    with pytest.raises(InvalidInputError, match="messages_to_prompt takes the place"):
+        llm.chat_with_tools([FunctionTool.from_defaults(opened)], "Hello")
 
 
 def opened(year: int) -> str:

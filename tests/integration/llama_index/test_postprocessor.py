@@ -4,6 +4,7 @@ import asyncio
 import copy
 import logging
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -88,6 +89,21 @@ def test_spans_are_hidden_from_the_llm_and_the_embedder(part: Any) -> None:
         for mode in (MetadataMode.LLM, MetadataMode.EMBED):
             assert "specpc" not in node.node.get_content(mode)
             assert "file_name" in node.node.get_content(mode)
+
+
+def test_what_cannot_be_copied_is_shared(smol: SpecPC) -> None:
+    lock = threading.Lock()
+    bridge = "The bridge was opened in 1932. It is painted red."
+    given = [
+        NodeWithScore(node=TextNode(text=bridge, metadata={"client": lock})),
+        NodeWithScore(node=IndexNode(text=bridge, index_id="x", obj=lock)),
+    ]
+    part = SpecPCPostprocessor(smol, max_tokens=24, on_empty="keep_best")
+    plain, index = part.postprocess_nodes(given, query_str="In which year was the bridge opened?")
+    assert plain.node.metadata["client"] is lock
+    assert isinstance(index.node, IndexNode)
+    assert index.node.obj is lock
+    assert "specpc" not in given[0].node.metadata
 
 
 def test_drop_leaves_out_empty_nodes_in_order(smol: SpecPC) -> None:

@@ -1,11 +1,17 @@
-"""Retrieval parts: spans of text that was compressed twice."""
+"""Retrieval parts: spans of text that was compressed twice, copies of documents and nodes."""
 
+import sqlite3
+import sys
+import threading
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.documents import Document
+from llama_index.core.schema import IndexNode, NodeRelationship, RelatedNodeInfo, TextNode
 
-from draftapprox_integrations.frameworks.items import compose_spans
+from draftapprox_integrations.frameworks.items import compose_spans, copy_model
 
 
 @given(st.data())
@@ -24,3 +30,48 @@ def test_spans_of_a_second_compression_point_into_the_original(data: Any) -> Non
         source += ([None] * len(separator) if index else []) + list(range(a, b))
     expected = [source[i] for a, b in second for i in range(a, b) if source[i] is not None]
     assert sorted(i for a, b in found for i in range(a, b)) == sorted(expected)
+
+
+UNCOPYABLE = {
+    "lock": threading.Lock(),
+    "connection": sqlite3.connect(":memory:"),
+    "file": sys.__stdout__,
+    "generator": (number for number in range(3)),
+    "module": pytest,
+}
+
+
+@pytest.mark.parametrize("name", UNCOPYABLE)
+def test_what_cannot_be_copied_is_shared_and_the_rest_copied(name: str) -> None:
+    value = UNCOPYABLE[name]
+    metadata = {"plain": value, "deep": {"list": [value, ["a"]], "tuple": (value, ["b"])}, "other": ["c"]}
+    for item in (Document("text", metadata=metadata), TextNode(text="text", metadata=metadata)):
+        copied = copy_model(item)
+        assert copied.metadata is not item.metadata
+        assert copied.metadata["plain"] is value
+        assert copied.metadata["deep"]["list"][0] is value
+        assert copied.metadata["deep"]["tuple"][0] is value
+        for found, original in (
+            (copied.metadata["deep"]["list"][1], item.metadata["deep"]["list"][1]),
+            (copied.metadata["deep"]["tuple"][1], item.metadata["deep"]["tuple"][1]),
+            (copied.metadata["other"], item.metadata["other"]),
+        ):
+            assert found == original
+            assert found is not original
+
+
+def test_a_copy_is_equal_and_independent() -> None:
+    node = IndexNode(text="text", index_id="i", obj=TextNode(text="inner"), embedding=[1.0])
+    node.metadata = {"a": [1]}
+    node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="source", metadata={"b": [2]})
+    copied = copy_model(node, shared={"obj"})
+    assert copied == node
+    assert copied.obj is node.obj
+    copied.metadata["a"].append(3)
+    copied.relationships[NodeRelationship.SOURCE].metadata["b"].append(3)
+    copied.excluded_llm_metadata_keys.append("x")
+    copied.set_content("other")
+    assert node.metadata == {"a": [1]}
+    assert node.relationships[NodeRelationship.SOURCE].metadata == {"b": [2]}
+    assert node.excluded_llm_metadata_keys == []
+    assert node.text == "text"
