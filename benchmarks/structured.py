@@ -128,7 +128,7 @@ def _documents(names: Sequence[str]) -> Iterator[Sequence[str]]:
 def _table(rng: random.Random, names: Sequence[str]) -> _Made:
     header = "| Bridge | Opened | Length (m) | Material |\n|---|---|---|---|"
     rows = {
-        name: f"| {name} | {rng.randint(1800, 2020)} | {rng.randint(20, 900)} | {rng.choice(['stone', 'steel', 'wood'])} |"
+        name: f"| {name} | {rng.randint(1800, 2020)} | {rng.randint(20, 900)} | {rng.choice(['stone', 'wood'])} |"
         for name in names
     }
     documents = [
@@ -148,7 +148,8 @@ def _csv(rng: random.Random, names: Sequence[str]) -> _Made:
 def _log(rng: random.Random, names: Sequence[str]) -> _Made:
     def line(name: str, number: int) -> str:
         level = rng.choice(["INFO", "INFO", "WARN", "DEBUG"])
-        return f"2026-03-{rng.randint(1, 28):02d} 10:{number:02d}:{rng.randint(0, 59):02d} {level} worker-{rng.randint(1, 9)} host={name.lower()} finished in {rng.randint(5, 4000)} ms"
+        stamp = f"2026-03-{rng.randint(1, 28):02d} 10:{number:02d}:{rng.randint(0, 59):02d}"
+        return f"{stamp} {level} worker-{rng.randint(1, 9)} host={name.lower()} finished in {rng.randint(5, 4000)} ms"
 
     rows = {name: line(name, number % 60) for number, name in enumerate(names)}
     documents = ["\n".join(rows[x] for x in group) + "\n" for group in _documents(names)]

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from ...config import SpecPCConfig
+from ...errors import InvalidInputError
 from ...models.attention import attention_view
 from ...models.loading import ModelSpec, load_model
 from ..text.segmentation import Passage
@@ -15,6 +16,9 @@ from .attention_scores import read_importance
 from .prompt import PromptBuilder
 from .reduction import mean_scores
 from .scorer import AttentionScorer, Reduction, TokenScores
+
+# Far more than a retriever returns: a text this long was passed by mistake, or to keep the draft busy for hours.
+MOST_TOKENS = 262_144
 
 
 class JointAttentionScorer(AttentionScorer):
@@ -43,8 +47,19 @@ class JointAttentionScorer(AttentionScorer):
         return PromptBuilder(self.draft)
 
     def score_tokens(self, query: str, passages: Sequence[Passage]) -> TokenScores:
-        """Attention to each token. Passages that exceed the draft's context window are read in groups."""
+        """Attention to each token. Passages that exceed the draft's context window are read in groups.
+
+        Raises:
+            InvalidInputError: the query alone fills the draft's context window, or there are more than `MOST_TOKENS`.
+            ScoringError: a score is NaN or infinite.
+        """
         encoded = self.prompts.encoder.encode([passage.text for passage in passages])
+        total = sum(len(tokens.ids) for tokens in encoded)
+        if total > MOST_TOKENS:
+            raise InvalidInputError(
+                f"the passages have {total:,} tokens; joint attention reads at most {MOST_TOKENS:,} for one query. "
+                f"Retrieve fewer, or calibrate the draft: draftapprox calibrate --model {self.draft.name}"
+            )
         headers = self.prompts.headers([passage.title for passage in passages])
         prompts = self.prompts.build(encoded, headers, query)
         scores = [torch.zeros(len(tokens.ids)) for tokens in encoded]

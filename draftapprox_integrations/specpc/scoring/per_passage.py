@@ -37,8 +37,9 @@ from .scorer import AttentionScorer, Reduction, TokenScores, check_finite
 BATCH_TOKENS = 4096
 # A longer passage is read in pieces of this many tokens.
 PIECE_TOKENS = 512
-# Of a passage with more pieces, as a whole book has, only those are read that BM25 finds for the query.
+# Of a passage with more pieces than this, such as a book, only the best few by BM25 are read.
 MOST_PIECES = 64
+BEST_PIECES = 24
 # Every key meets queries that are 1 to this many tokens, plus the query's length, behind it.
 BUCKET = 64
 
@@ -256,7 +257,7 @@ def _worth_reading(
         ends = [spans[passage][piece.start + len(piece.ids) - 1][1] for piece in own]
         shown = [texts[passage][spans[passage][piece.start][0] : end] for piece, end in zip(own, ends, strict=True)]
         scores = BM25Index(shown, range(len(shown))).scores(query)
-        kept += [own[i] for i in sorted(scores.argsort(descending=True, stable=True)[:MOST_PIECES].tolist())]
+        kept += [own[i] for i in sorted(scores.argsort(descending=True, stable=True)[:BEST_PIECES].tolist())]
     return kept
 
 

@@ -114,9 +114,8 @@ def _last_of_group(text: str, blocks: Sequence[_Block], first: int) -> int:
     while last + 1 < len(blocks) and blocks[last + 1].kind == "prose":
         following = blocks[last + 1]
         indented = text[following.start : following.end][:1] in " \t"
-        if code and (indented or looks_like_code(_shown(text, following))):
-            last += 1
-        elif single and not code and "\n" not in text[following.start : following.end].strip():
+        one_line = single and "\n" not in text[following.start : following.end].strip()
+        if (code and (indented or looks_like_code(_shown(text, following)))) or (one_line and not code):
             last += 1
         else:
             break

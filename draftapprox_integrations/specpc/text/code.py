@@ -12,7 +12,8 @@ from .units import Unit
 _CODE_LINE = regex.compile(
     r"""\s*+(?:
         (?:async\ )?def\ \w | class\ \w | return\b | import\ [\w.*{"'] | from\ [\w.]+\ import\b | @\w
-        | (?:export\ |public\ |private\ |protected\ |static\ |pub\ )*+(?:function|func|fn|struct|impl|enum|interface|void)\b
+        | (?:export\ |public\ |private\ |protected\ |static\ |pub\ )*+
+          (?:function|func|fn|struct|impl|enum|interface|void)\b
         | (?:var|let|const|int|float|double|char|bool|String|auto)\ \w[^.!?]*[=;({]
         | (?:if|for|while|elif|else|try|except|switch|match|with|case)\b[^.!?]*[:{]\s*$
         | \#include\b | package\ [\w.]+;? | using\ \w

@@ -1,7 +1,8 @@
-"""JSON and HTML, whole or cut off by a splitter: their items are units, keys and header rows speak for what is below."""
+"""JSON and HTML, whole or cut off by a splitter: items are units, keys and header rows speak for what is below them."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import regex
@@ -139,11 +140,11 @@ def _append(text: str, units: list[Unit], a: int, b: int) -> None:
 
 
 def html_units(text: str, start: int, end: int) -> list[Unit]:
-    """List items, table rows, paragraphs' sentences; a row of <th> speaks for its table, <h1> up to the next heading."""
+    """List items, table rows, sentences; a row of <th> speaks for its table, a heading for what is up to the next one."""
     borders = [start, *(tag.start() for tag in _BLOCK_TAG.finditer(text, start, end)), end]
     units: list[Unit] = []
     begin: int | None = None  # tags without text belong to what follows
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in itertools.pairwise(borders):
         begin = a if begin is None else begin
         if not _TAG.sub("", text[a:b]).strip():
             continue

@@ -152,7 +152,7 @@ class Packer:
         return kept
 
     def _beginning(self, unit: Sentence, budget: int) -> Sentence | None:
-        """The longest beginning of a unit that fits and ends between words; if not one word fits, between characters."""
+        """The longest beginning of a unit that fits and ends between words; or, if no word fits, between characters."""
         for borders in (words(unit.text), cluster_spans(unit.text)):
             low, high = 0, len(borders)
             while low < high:

@@ -6,6 +6,7 @@ delimiter or a label, or if the breaks between them were not needed to keep with
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -135,7 +136,9 @@ def _is_header(lines: Sequence[str], separator: regex.Pattern[str]) -> bool:
         return False
     if any(len(cell) > _LONG_CELL or any(letter.isdigit() for letter in cell) for cell in named):
         return False
-    below = Counter(cell.strip().strip('"') for line in lines[1:_SAMPLE] for cell in separator.split(line.strip().strip("|")))
+    below = Counter(
+        cell.strip().strip('"') for line in lines[1:_SAMPLE] for cell in separator.split(line.strip().strip("|"))
+    )
     return not any(below[cell] for cell in named)
 
 
@@ -143,7 +146,7 @@ def _breaks_are_meant(lines: Sequence[str]) -> bool:
     """Whether the lines were not broken for their width: the next line's first word would still have fitted."""
     width = max(len(line.rstrip()) for line in lines)
     meant = fresh = 0
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in itertools.pairwise(lines):
         word = after.split(maxsplit=1)[0]
         meant += len(before.rstrip()) + 1 + len(word) <= width
         fresh += not word[0].islower()

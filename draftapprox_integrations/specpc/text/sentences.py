@@ -1,14 +1,25 @@
 """Where sentences end, in the languages that people retrieve.
 
-A full stop ends a sentence unless it belongs to an abbreviation, an initial or an ordinal number. The rules are compared
-with libraries in docs/LOG.md.
+A full stop ends a sentence unless it belongs to an abbreviation, an initial or an ordinal number. docs/LOG.md compares
+the rules with libraries.
 """
 
 from __future__ import annotations
 
+import itertools
+
 import regex
 
 from ...results import Span
+from .abbreviations import (
+    ABBREVIATIONS,
+    BEFORE_NUMBER,
+    BEFORE_ORDINAL,
+    BEGINS_SENTENCE,
+    MAY_END,
+    MONTHS,
+    UNITS,
+)
 
 # Possessive, and never begun inside a run: each character is looked at once, whatever the text.
 _STOPS = r".!?\u2026\u061f\u06d4\u0589\u17d4\u17d5"  # needs white space behind it
@@ -25,52 +36,6 @@ _WORD_BEFORE = regex.compile(
 )
 _LOOK_BACK = 24  # characters: longer than any abbreviation with the word before it
 
-# Never the end of a sentence: something follows.
-_ABBREVIATIONS = frozenset(
-    # English
-    """Mr Mrs Ms Mx Dr Prof Sr Jr St Mt Lt Col Gen Capt Cpt Cmdr Sgt Maj Rev Hon Gov Sen Rep Pres Inc Ltd Co Corp Bros
-    vs cf al approx ca c ed eds dept Dept ext Ave Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec
-    e.g i.e U.S U.K U.N a.m p.m etc Ph.D B.C A.D viz incl
-    """
-    # German, Dutch, Scandinavian
-    """Nr Nrn Hr Hrn Fr Frl Dipl Ing Mag bzw ggf evtl inkl exkl zzgl vgl Vgl usw usf Std Min Sek Mio Mrd Tsd Str
-    Aufl Hrsg geb gest verh Jh Jhd Jht bspw sog allg max mind z.B d.h u.a o.ä i.d.R St.Nr med phil rer nat jur
-    dhr mevr drs mw bijv enz evt jl ong resp bl.a f.eks osv kr mln mld
-    """
-    # French, Spanish, Portuguese, Italian
-    """M MM Mme Mmes Mlle Mlles Me Mgr av env apr J.-C Sra Srta Sres Sras Dra Dña Excmo Ud Uds EE.UU
-    aprox avda Exmo Ex Sig Sigg Dott Dott.ssa Avv Geom sig ecc
-    """
-    # Russian, Ukrainian, Polish, Czech
-    """г гг в вв ул пр просп пл д кв см ср им т тт тыс млн млрд руб коп др проф акад доц гр
-    ul al pl dr inż mgr prof ks tzw tzn np ok wg ww godz zł tys mln mld tj č čp odst str ulice např tzv apod atd
-    """.split()
-)
-# Only with a number behind them: "no. 5", but "He said no. Then he left."
-_BEFORE_NUMBER = frozenset(
-    """no No Nos vol Vol vols p pp ch Ch sec Sec fig Fig figs Figs eq Eq est art Art Abs Abb Tab Kap Bd Bde blz kl tel Tel
-    éd chap pág págs núm pag pagg стр рис табл č čp""".split()
-)
-# These end a sentence where a word follows that begins sentences: "at 5 p.m. The door".
-_MAY_END = frozenset("a.m p.m etc Inc Ltd Co Corp Bros Jr Sr U.S U.K U.N Ph.D B.C A.D usw usf osv enz ecc".split())
-# These end a sentence where a word with a capital follows and a number stands before: "основан в 1147 г. Он".
-_UNITS = frozenset("г гг в вв руб коп тыс kr zł Std Min Sek kl".split())
-_MONTHS = regex.compile(
-    r"(?:jan|ene|gen|led|sty|янв|січ|feb|fév|fev|úno|lut|фев|лют|m[aä]r|mar|bře|мар|бер|apr|avr|abr|dub|kwi|апр|кві|ma[ijy]|mag|"
-    r"m[áä]j|kvě|мая|май|тра|jun|juin|giu|čer|cze|июн|чер|jul|juil|lug|lip|июл|лип|aug|aoû|ago|srp|sie|авг|сер|sep|set|zář|wrz|"
-    r"сен|вер|o[ck]t|ott|out|říj|paź|окт|жов|nov|lis|ноя|d[eé][czs]|dic|pro|gru|дек|гру|tam|hei|elo|syy|lok|jou|huh|tou|kes|"
-    r"hel|maa|lib|siječ|velj|ožu|tra|svi|lipn|srpn|kol|ruj|stud|pros|szept)[\p{L}\p{M}]*+\.?",
-    regex.IGNORECASE,
-)
-# Before "2. Weltkrieg": a number with a full stop is an ordinal behind these words.
-_BEFORE_ORDINAL = frozenset(
-    "am im vom zum beim ins der dem den des das die ein einem einer eines zur seit bis und den det og på fra til".split()
-)
-# ... unless a word follows that begins sentences.
-_BEGINS_SENTENCE = frozenset(
-    "Er Sie Es Ich Wir Ihr Das Die Der Dem Den Dann Da Dort Aber Und Oder Auch Doch Danach Heute Man Seit Im In Am "
-    "Han Hun Den Det De Vi Og Men Så The It He She We They This That Then There".split()
-)
 _ROMAN = regex.compile(r"[IVXLC]{2,}")
 _INITIAL = regex.compile(r"\p{Lu}\p{M}*")
 
@@ -104,13 +69,13 @@ def _goes_on(text: str, start: int, before: regex.Match[str], following: str) ->
     """Whether a full stop after `before` is part of it, and `following` belongs to the same sentence."""
     words = before[0].split()
     last = words[-1]
-    if last in _UNITS and regex.search(r"\p{Nd}\s?$", text, pos=start, endpos=before.end() - len(last)):
+    if last in UNITS and regex.search(r"\p{Nd}\s?$", text, pos=start, endpos=before.end() - len(last)):
         return not following[:1].isupper()
-    if last in _MAY_END and following in _BEGINS_SENTENCE:
+    if last in MAY_END and following in BEGINS_SENTENCE:
         return False
-    if last in _ABBREVIATIONS or ("." in last and last.rpartition(".")[2] in _ABBREVIATIONS):
+    if last in ABBREVIATIONS or ("." in last and last.rpartition(".")[2] in ABBREVIATIONS):
         return True
-    if last in _BEFORE_NUMBER:
+    if last in BEFORE_NUMBER:
         return following == ""
     if _INITIAL.fullmatch(last):  # J. R. Jones
         return True
@@ -125,22 +90,21 @@ def _is_ordinal(text: str, start: int, begin: int, end: int, following: str) -> 
     """Whether the number text[begin:end] with its full stop is an ordinal: 5. Mai, 1932. Május 5, der 2. Weltkrieg."""
     if end - begin == 4:
         return (
-            bool(_MONTHS.fullmatch(following))
-            and text[end + 1 : end + 24].lstrip()[len(following) :].strip()[:1].isdecimal()
+            following.lower() in MONTHS and text[end + 1 : end + 24].lstrip()[len(following) :].strip()[:1].isdecimal()
         )
     if end - begin > 3:
         return False
-    if _MONTHS.fullmatch(following):
+    if following.lower() in MONTHS:
         return True
     earlier = text[max(start, begin - 10) : begin].split()
-    return following not in _BEGINS_SENTENCE and bool(earlier) and earlier[-1].lower() in _BEFORE_ORDINAL
+    return following not in BEGINS_SENTENCE and bool(earlier) and earlier[-1].lower() in BEFORE_ORDINAL
 
 
 def split_sentences(text: str, start: int = 0, end: int | None = None) -> list[Span]:
     """Spans of the sentences of text[start:end], white space between them included in neither."""
     end = len(text) if end is None else end
     borders = [start, *sentence_ends(text, start, end), end]
-    return [span for a, b in zip(borders, borders[1:], strict=False) if (span := strip(text, a, b))[0] < span[1]]
+    return [span for a, b in itertools.pairwise(borders) if (span := strip(text, a, b))[0] < span[1]]
 
 
 def strip(text: str, start: int, end: int) -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import regex
@@ -11,7 +12,8 @@ from .sentences import strip
 
 # Where a unit that is too long is cut, the best place first: lines, clauses, items, words.
 _CUTS = [
-    regex.compile(pattern) for pattern in (r"\n++", r"[;；]\s*+", r"[,،]\s++|[，、]\s*+", r"[,|&]|>(?=<)", r"\s++")
+    regex.compile(pattern)
+    for pattern in (r"\n++", r"[;\uff1b]\s*+", r"[,\u060c]\s++|[\uff0c\u3001]\s*+", r"[,|&]|>(?=<)", r"\s++")
 ]
 
 
@@ -39,7 +41,7 @@ def cut(text: str, unit: Unit, limit: int, clusters: Clusters) -> list[Unit]:
     if unit.end - unit.start <= limit:
         return [unit]
     spans = _cut(text, unit.start, unit.end, max(1, limit // 2), clusters, 0)
-    pieces = []
+    pieces: list[Unit] = []
     for start, end in spans:
         start, end = strip(text, start, end)
         start = max(clusters.floor(start), pieces[-1].end if pieces else unit.start)
@@ -55,7 +57,7 @@ def _cut(text: str, start: int, end: int, size: int, clusters: Clusters, level: 
         return _cut_between_characters(start, end, size, clusters)
     borders = [start, *(clusters.ceil(found.end()) for found in _CUTS[level].finditer(text, start, end)), end]
     pieces: list[tuple[int, int]] = []
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in itertools.pairwise(borders):
         if a < b:
             pieces += _cut(text, a, b, size, clusters, level + 1)
     merged: list[tuple[int, int]] = []

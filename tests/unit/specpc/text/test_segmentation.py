@@ -6,8 +6,8 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftapprox_integrations.specpc.text.blocks import MAX_UNIT_CHARACTERS
 from draftapprox_integrations.specpc.text.segmentation import (
-    MAX_UNIT_CHARACTERS,
     assign_tokens,
     join_spans,
     merge_tokens,
