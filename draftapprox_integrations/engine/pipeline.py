@@ -17,6 +17,13 @@ from transformers import DynamicCache, StoppingCriteriaList
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import EngineClosedError, InvalidInputError
 from ..models.attention import attention_view
+from ..models.generation import (
+    OUTPUT_SETTINGS,
+    count_new_tokens,
+    take_lengths,
+    usable_config,
+    with_generation_config,
+)
 from ..models.loading import LoadedModel, eos_token_ids, pad_left
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
@@ -243,8 +250,16 @@ class Pipeline:
 
     def _decode(self, requests: Sequence[Request], batch: PreparedBatch) -> list[Slot]:
         """Generate with the target from a prepared batch; one slot per request."""
-        model, device = decoding_model(self.target.model, batch.cache), self.target.device
+        device = self.target.device
         sampling, options = requests[0].sampling, dict(requests[0].generate_options)
+        # Length, stop strings and the form of the output are the requests', not the model's.
+        config = usable_config(self.target.model, without=("max_length", "stop_strings", *OUTPUT_SETTINGS))
+        options["max_new_tokens"] = max(request.max_new_tokens for request in requests)
+        take_lengths(config, options)
+        prompt_tokens = max(len(request.prompt_ids) for request in requests)
+        if batch.input_ids.shape[1] != prompt_tokens:
+            count_new_tokens(config, prompt_tokens)
+        model = with_generation_config(decoding_model(self.target.model, batch.cache), config)
         eos = options.get("eos_token_id", eos_token_ids(model))
         eos = [eos] if isinstance(eos, int) else list(eos or [])
         criteria = BatchStoppingCriteria(
@@ -255,11 +270,11 @@ class Pipeline:
         if batch.position_ids is not None:
             options["position_ids"] = batch.position_ids.to(device)
         with self.target.lock, torch.inference_mode(), sampling.seeded(device):
-            model.generate(  # type: ignore[operator]
+            type(model).generate(  # type: ignore[attr-defined]
+                model,
                 input_ids=batch.input_ids.to(device),
                 attention_mask=batch.attention_mask.to(device),
                 past_key_values=batch.cache,
-                max_new_tokens=max(request.max_new_tokens for request in requests),
                 stopping_criteria=StoppingCriteriaList([criteria]),
                 logits_processor=processors,
                 **sampling.generate_options(),
