@@ -32,7 +32,7 @@ from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill
 from ..specpc.compressor import SpecPC
 from .requests import Request
-from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot, truncate_at_stop
+from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot
 from .validation import check_positions
 
 
@@ -290,7 +290,8 @@ class Pipeline:
         text, tokenizer = "", self.target.tokenizer
         if tokenizer is not None:
             text = str(tokenizer.decode(slot.token_ids, skip_special_tokens=True))
-            text = truncate_at_stop(text, slot.request.stop_strings)
+            if slot.answer is not None:
+                text = text[: slot.answer.stop_position()]
         usage = Usage(
             len(slot.request.prompt_ids), len(slot.token_ids), self.kept_pairs(kept), kept, kept_kv_bytes=kv_bytes
         )
