@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...errors import InvalidInputError
 from ...models.attention import StopForward, attention_view, observing
+from ...models.fingerprint import fingerprint
 from ...models.loading import LoadedModel, ModelSpec, input_device, load_model
 from ..store.key_codec import Int8KeyCodec, KeyCodec
 from ..store.passage_store import PassageStore
@@ -103,7 +104,10 @@ class CalibratedHeadsScorer(AttentionScorer):
         # Offloaded weights are moved by hooks that must run to their end, so then the pass is not cut short.
         self._stop = not any(parameter.device.type == "meta" for parameter in self._view.parameters())
         self._prefix = self.prompts.head
-        content = repr((self.heads.fingerprint, self._pairs, self._prefix, self._codec.name)).encode()
+        # The heads may be those of the same model in another format, whose keys differ a little.
+        content = repr(
+            (fingerprint(model) or self.heads.fingerprint, self._pairs, self._prefix, self._codec.name)
+        ).encode()
         self._key = hashlib.blake2b(content, digest_size=16)
 
     def score_tokens(self, query: str, passages: Sequence[Passage]) -> TokenScores:
