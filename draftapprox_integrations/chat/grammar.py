@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -15,9 +14,10 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTok
 
 from ..errors import InvalidInputError, MissingDependencyError
 from ..models.loading import LoadedModel, eos_token_ids
+from ..models.locks import ForkSafeLock
 
 _tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def can_enforce() -> bool:

@@ -5,7 +5,6 @@ Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, sections 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..models.generation import (
     with_generation_config,
 )
 from ..models.loading import LoadedModel, eos_token_ids, pad_left
+from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
 from ..speckv.cache.ragged import decoding_model
@@ -88,7 +88,7 @@ class Pipeline:
         check_positions(positions, config, target)
         self.target, self.draft, self.self_draft = target, draft, self_draft
         self.config, self.positions = config, positions
-        self._lock = threading.Lock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
+        self._lock = ForkSafeLock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
         self._closed = False
         self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from ..errors import InvalidInputError
 from ..frameworks.items import RetrievedItem
 from ..frameworks.retrieval import CompressorReference, OnError, compress_items
 from ..models.loading import ModelSpec
+from ..models.locks import ForkSafeLock
 from ..models.tokenization import TokenizerSpec
 from ..specpc.compressor import SpecPC
 from ..specpc.scoring.embedder import Embedder
@@ -96,7 +96,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         self.on_error, self.protect, self.metadata_key = on_error, list(protect), metadata_key
         self.cache_size = cache_size
         self._cache: OrderedDict[tuple[tuple[str, ...], str], _Compressed] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]

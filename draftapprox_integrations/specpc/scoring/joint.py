@@ -10,6 +10,7 @@ import torch
 from ...config import SpecPCConfig
 from ...models.attention import attention_view
 from ...models.loading import ModelSpec, load_model
+from ...models.locks import renewed_in_children
 from ..text.segmentation import Passage
 from .attention_scores import read_importance
 from .prompt import PromptBuilder
@@ -17,6 +18,7 @@ from .reduction import mean_scores
 from .scorer import AttentionScorer, Reduction, TokenScores
 
 
+@renewed_in_children
 class JointAttentionScorer(AttentionScorer):
     """Scores by the attention of all heads, from the query and the template's tail to the passages before them.
 

@@ -23,6 +23,7 @@ from ...errors import InvalidInputError
 from ...models.attention import StopForward, attention_view, observing
 from ...models.fingerprint import fingerprint
 from ...models.loading import LoadedModel, ModelSpec, input_device, load_model
+from ...models.locks import renewed_in_children
 from ..store.key_codec import Int8KeyCodec, KeyCodec
 from ..store.passage_store import PassageStore
 from ..text.segmentation import Passage
@@ -64,6 +65,7 @@ class _Recorder:
             raise StopForward
 
 
+@renewed_in_children
 class CalibratedHeadsScorer(AttentionScorer):
     """Scores by the attention of a draft's calibrated heads, each passage read alone.
 
