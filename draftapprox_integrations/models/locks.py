@@ -26,6 +26,8 @@ class ForkSafeLock:
 
     def __init__(self, *, reentrant: bool = False):
         self._reentrant = reentrant
+        self._lock: Any
+        self._owner: int | None
         self._renew()
         _locks.add(self)
 
@@ -45,8 +47,8 @@ class ForkSafeLock:
         return self._depth > 0
 
     def _renew(self) -> None:
-        self._lock: Any = threading.RLock() if self._reentrant else threading.Lock()
-        self._owner: int | None = None
+        self._lock = threading.RLock() if self._reentrant else threading.Lock()
+        self._owner = None
         self._depth = 0
 
     def _after_fork(self) -> None:
