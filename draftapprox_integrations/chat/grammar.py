@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,10 +12,11 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTok
 
 from ..errors import InvalidInputError, MissingDependencyError
 from ..models.loading import LoadedModel, eos_token_ids
+from ..models.locks import ForkSafeLock
 from .schemas import close_objects, map_schema
 
 _tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 # Those that llguidance enforces.
 _FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
 

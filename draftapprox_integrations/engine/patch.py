@@ -7,11 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..config import MethodConfig, Positions
 from ..errors import InvalidInputError
 from ..models.attention import share_weights
+from ..models.generation import (
+    count_new_tokens,
+    max_new_tokens,
+    refuse_unusable,
+    take_lengths,
+    usable_config,
+    with_generation_config,
+    without_unusable,
+)
 from ..models.loading import load_model
 from ..speckv.cache.ragged import decoding_model
 from .pipeline import Pipeline
@@ -30,6 +39,9 @@ def patch_model(
     and a generation config of its own. Both models must share a vocabulary. Batches must be padded on the left. The
     sequences that `generate` returns begin with the whole prompt; an output dict also has `input_ids` and `output_ids`
     (the new tokens), as in the paper's repository.
+
+    What a shortened prompt or cache cannot honour (beams, several sequences, an assistant model, another cache, ...) is
+    refused where the caller of `generate` asks for it, and left out where the model's own generation config does.
 
     Args:
         model: The target.
@@ -68,19 +80,20 @@ class _PatchedGenerate:
             inputs, input_ids: LongTensor [batch, tokens]; `inputs` may be what a tokenizer returns.
             attention_mask: [batch, tokens], 0 at padding; None if nothing is padded.
             **options: Further arguments of `model.generate`.
+
+        Raises:
+            InvalidInputError: no `input_ids`, or an option that cannot be honoured, which the message names.
         """
         ids, mask = _ids_and_mask(inputs, input_ids, attention_mask)
-        max_new_tokens = _max_new_tokens(self._model, ids, options)
-        batch = self._pipeline.prepare(ids.cpu(), mask.cpu(), max_new_tokens)
+        config, options = _usable(self._model, options)
+        batch = self._pipeline.prepare(ids.cpu(), mask.cpu(), max_new_tokens(config, ids.shape[1]))
         if batch.cache is not None:
             options["past_key_values"] = batch.cache
         if batch.position_ids is not None:
-            if options.get("use_cache") is False:  # transformers would read the gaps as several prompts in one row
-                raise InvalidInputError("positions='original' needs the cache; leave use_cache out")
             options["position_ids"] = batch.position_ids.to(ids.device)
-        if batch.input_ids.shape[1] != ids.shape[1]:  # max_length would count the shorter prompt
-            options["max_new_tokens"] = max_new_tokens
-        model = decoding_model(self._model, batch.cache)
+        if batch.input_ids.shape[1] != ids.shape[1]:
+            count_new_tokens(config, ids.shape[1])
+        model = with_generation_config(decoding_model(self._model, batch.cache), config)
         output = type(model).generate(  # type: ignore[attr-defined]
             model,
             input_ids=batch.input_ids.to(ids.device),
@@ -108,11 +121,19 @@ def _ids_and_mask(
     return ids, torch.ones_like(ids) if mask is None else mask
 
 
-def _max_new_tokens(model: PreTrainedModel, ids: Tensor, options: dict[str, Any]) -> int:
-    """Most tokens that `model.generate(ids, **options)` generates."""
-    config = options.get("generation_config") or model.generation_config
-    new_tokens = options.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
-    if new_tokens is None:
-        length = options.get("max_length") or getattr(config, "max_length", None)
-        new_tokens = 20 if length is None else int(length) - ids.shape[1]
-    return max(int(new_tokens), 1)
+def _usable(model: PreTrainedModel, options: dict[str, Any]) -> tuple[GenerationConfig, dict[str, Any]]:
+    """The generation config of a call, lengths included, and the arguments that remain for `model.generate`.
+
+    Raises:
+        InvalidInputError: the caller asked for what a shortened prompt or cache cannot honour.
+    """
+    given = options.pop("generation_config", None)
+    for settings in (options, vars(given) if given is not None else {}):
+        refuse_unusable(settings)
+        if settings.get("stop_strings") is not None and options.get("tokenizer") is None:
+            raise InvalidInputError("stop_strings needs tokenizer=..., the tokenizer that reads them")
+    # Stop strings of the model's own config are followed where there is a tokenizer for them.
+    config = usable_config(model, given, () if options.get("tokenizer") is not None else ("stop_strings",))
+    options = without_unusable(options)
+    take_lengths(config, options)
+    return config, options

@@ -5,7 +5,6 @@ Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, sections 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,15 @@ from transformers import DynamicCache, StoppingCriteriaList
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import EngineClosedError, InvalidInputError
 from ..models.attention import attention_view
+from ..models.generation import (
+    OUTPUT_SETTINGS,
+    count_new_tokens,
+    take_lengths,
+    usable_config,
+    with_generation_config,
+)
 from ..models.loading import LoadedModel, eos_token_ids, pad_left
+from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
 from ..speckv.cache.ragged import decoding_model
@@ -25,7 +32,7 @@ from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill
 from ..specpc.compressor import SpecPC
 from .requests import Request
-from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot, truncate_at_stop
+from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot
 from .validation import check_positions
 
 
@@ -81,7 +88,7 @@ class Pipeline:
         check_positions(positions, config, target)
         self.target, self.draft, self.self_draft = target, draft, self_draft
         self.config, self.positions = config, positions
-        self._lock = threading.Lock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
+        self._lock = ForkSafeLock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
         self._closed = False
         self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None
@@ -243,8 +250,16 @@ class Pipeline:
 
     def _decode(self, requests: Sequence[Request], batch: PreparedBatch) -> list[Slot]:
         """Generate with the target from a prepared batch; one slot per request."""
-        model, device = decoding_model(self.target.model, batch.cache), self.target.device
+        device = self.target.device
         sampling, options = requests[0].sampling, dict(requests[0].generate_options)
+        # Length, stop strings and the form of the output are the requests', not the model's.
+        config = usable_config(self.target.model, without=("max_length", "stop_strings", *OUTPUT_SETTINGS))
+        options["max_new_tokens"] = max(request.max_new_tokens for request in requests)
+        take_lengths(config, options)
+        prompt_tokens = max(len(request.prompt_ids) for request in requests)
+        if batch.input_ids.shape[1] != prompt_tokens:
+            count_new_tokens(config, prompt_tokens)
+        model = with_generation_config(decoding_model(self.target.model, batch.cache), config)
         eos = options.get("eos_token_id", eos_token_ids(model))
         eos = [eos] if isinstance(eos, int) else list(eos or [])
         criteria = BatchStoppingCriteria(
@@ -255,11 +270,11 @@ class Pipeline:
         if batch.position_ids is not None:
             options["position_ids"] = batch.position_ids.to(device)
         with self.target.lock, torch.inference_mode(), sampling.seeded(device):
-            model.generate(  # type: ignore[operator]
+            type(model).generate(  # type: ignore[attr-defined]
+                model,
                 input_ids=batch.input_ids.to(device),
                 attention_mask=batch.attention_mask.to(device),
                 past_key_values=batch.cache,
-                max_new_tokens=max(request.max_new_tokens for request in requests),
                 stopping_criteria=StoppingCriteriaList([criteria]),
                 logits_processor=processors,
                 **sampling.generate_options(),
@@ -275,7 +290,8 @@ class Pipeline:
         text, tokenizer = "", self.target.tokenizer
         if tokenizer is not None:
             text = str(tokenizer.decode(slot.token_ids, skip_special_tokens=True))
-            text = truncate_at_stop(text, slot.request.stop_strings)
+            if slot.answer is not None:
+                text = text[: slot.answer.stop_position()]
         usage = Usage(
             len(slot.request.prompt_ids), len(slot.token_ids), self.kept_pairs(kept), kept, kept_kv_bytes=kv_bytes
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict
 from typing import Any, Literal, TypeAlias, get_args
 from weakref import WeakValueDictionary
@@ -10,6 +9,7 @@ from weakref import WeakValueDictionary
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec, load_model
+from ..models.locks import ForkSafeLock
 from .engine import SpecKV
 
 Method = Literal["speckv", "speckvpc", "specpc", "full"]
@@ -20,7 +20,7 @@ _CONFIGS: dict[Method, type[Any]] = {"speckv": SpecKVConfig, "speckvpc": SpecKVP
 FULL = SpecKVConfig(max_capacity_prompt=1 << 40, lookahead_tokens=0)
 
 _engines: WeakValueDictionary[Any, SpecKV] = WeakValueDictionary()
-_engines_lock = threading.Lock()
+_engines_lock = ForkSafeLock()
 
 
 def shared_engine(

@@ -11,10 +11,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ScoringError
+from .answer_text import AnswerText
 from .requests import Request
-
-# Tokens decoded in addition to the length of the longest stop string, whose first token may begin before it.
-_EXTRA_TAIL_TOKENS = 16
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -28,12 +26,14 @@ class Slot:
         token_ids: Its new token ids, up to its own end; the batch may go on for other rows.
         finish_reason: Why it ended, or None while it runs.
         error: The error of this row alone.
+        answer: Its text so far, where stop strings are looked for; None without any.
     """
 
     request: Request
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: ScoringError | None = None
+    answer: AnswerText | None = None
 
 
 class BatchStoppingCriteria(StoppingCriteria):
@@ -54,7 +54,10 @@ class BatchStoppingCriteria(StoppingCriteria):
         criteria: Sequence[StoppingCriteria] = (),
     ):
         self.slots = [Slot(request) for request in requests]
-        self._tokenizer, self._eos_token_ids = tokenizer, set(eos_token_ids)
+        for slot in self.slots:
+            if slot.request.stop_strings and tokenizer is not None:
+                slot.answer = AnswerText(tokenizer, slot.request.stop_strings)
+        self._eos_token_ids = set(eos_token_ids)
         self._criteria = StoppingCriteriaList(criteria)
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
@@ -74,20 +77,15 @@ class BatchStoppingCriteria(StoppingCriteria):
             slot.finish_reason = "cancelled"
             return
         slot.token_ids.append(token)
-        if token in self._eos_token_ids or stop or self._has_stop_string(slot):
+        if slot.answer is not None:
+            slot.answer.feed(token)
+            stop = stop or slot.answer.stop_position() is not None
+        if token in self._eos_token_ids or stop:
             slot.finish_reason = "stop"
         elif len(slot.token_ids) >= request.max_new_tokens:
             slot.finish_reason = "length"
         if request.on_token is not None:
             request.on_token(token)
-
-    def _has_stop_string(self, slot: Slot) -> bool:
-        stop_strings = slot.request.stop_strings
-        if not stop_strings or self._tokenizer is None:
-            return False
-        tail = slot.token_ids[-max(len(stop.encode()) for stop in stop_strings) - _EXTRA_TAIL_TOKENS :]
-        text = self._tokenizer.decode(tail, skip_special_tokens=True)
-        return any(stop in text for stop in stop_strings)
 
 
 class NanLogitsGuard(LogitsProcessor):
@@ -107,9 +105,3 @@ class NanLogitsGuard(LogitsProcessor):
                     "the target model's logits are NaN. Load it with dtype='float32', or check its weights."
                 )
         return scores.masked_fill(has_nan[:, None], 0.0)
-
-
-def truncate_at_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    starts = [start for stop in stop_strings if (start := text.find(stop)) >= 0]
-    return text[: min(starts, default=len(text))]

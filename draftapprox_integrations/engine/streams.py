@@ -13,52 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import GenerationTimeoutError, InvalidInputError
 from ..results import Generation
+from .answer_text import AnswerText
 from .requests import Request
 
 Item = int | Generation | BaseException  # a new token id, the result, or the error
-
-
-class IncrementalDetokenizer:
-    """Decodes token ids as they arrive; the pieces join to exactly the text of the result.
-
-    Text is held back while later tokens may still change it (an incomplete character) or turn it into the beginning of
-    a stop string.
-
-    Args:
-        tokenizer: The target's.
-        stop_strings: Texts before which the answer ends.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...]):
-        self._tokenizer, self._stop_strings = tokenizer, stop_strings
-        self._ids: list[int] = []
-        self._sent = ""
-
-    def feed(self, token: int) -> str:
-        """Add a token and return the text that has become final; often empty."""
-        self._ids.append(token)
-        final = self._final_prefix(str(self._tokenizer.decode(self._ids, skip_special_tokens=True)))
-        if len(final) <= len(self._sent):
-            return ""
-        piece, self._sent = final[len(self._sent) :], final
-        return piece
-
-    def flush(self, text: str) -> str:
-        """Return what is missing of the result's whole `text`."""
-        return text[len(self._sent) :]
-
-    def _final_prefix(self, text: str) -> str:
-        """The part of `text` that later tokens cannot change."""
-        text = text.rstrip("\ufffd")
-        for stop in self._stop_strings:
-            start = text.find(stop)
-            if start >= 0:
-                text = text[:start]
-            for length in range(min(len(stop) - 1, len(text)), 0, -1):
-                if text.endswith(stop[:length]):
-                    text = text[: len(text) - length]
-                    break
-        return text
 
 
 class _StreamBase(ABC):
@@ -112,14 +70,14 @@ class _StreamBase(ABC):
         self.generation = item
         return item
 
-    def _text_of(self, item: Item, detokenizer: IncrementalDetokenizer) -> str:
+    def _text_of(self, item: Item, answer: AnswerText) -> str:
         """The text that `item` adds; the result adds what was held back."""
-        return detokenizer.feed(item) if isinstance(item, int) else detokenizer.flush(self._finish(item).text)
+        return answer.feed(item) if isinstance(item, int) else answer.flush(self._finish(item).text)
 
-    def _detokenizer(self) -> IncrementalDetokenizer:
+    def _answer_text(self) -> AnswerText:
         if self._tokenizer is None:
             raise InvalidInputError("the target has no tokenizer, so it writes ids and cannot stream text")
-        return IncrementalDetokenizer(self._tokenizer, self.request.stop_strings)
+        return AnswerText(self._tokenizer, self.request.stop_strings)
 
 
 class Stream(_StreamBase):
@@ -140,10 +98,10 @@ class Stream(_StreamBase):
             GenerationTimeoutError: it took longer than `timeout`.
             Exception: the error of the generation.
         """
-        detokenizer = self._detokenizer()
+        answer = self._answer_text()
         try:
             while self.generation is None:
-                if piece := self._text_of(self._next(), detokenizer):
+                if piece := self._text_of(self._next(), answer):
                     yield piece
         finally:
             self.cancel()
@@ -181,10 +139,10 @@ class AsyncStream(_StreamBase):
 
     async def pieces(self) -> AsyncIterator[str]:
         """Asynchronous form of `Stream.pieces`."""
-        detokenizer = self._detokenizer()
+        answer = self._answer_text()
         try:
             while self.generation is None:
-                if piece := self._text_of(await self._next(), detokenizer):
+                if piece := self._text_of(await self._next(), answer):
                     yield piece
         finally:
             self.cancel()

@@ -10,26 +10,24 @@ from torch import Tensor
 
 from ..config import MethodConfig, Positions, SpecKVConfig
 from ..errors import InvalidInputError, UnsupportedModelError
+from ..models.generation import OUTPUT_SETTINGS, UNUSABLE_SETTINGS, refuse_unusable
 from ..models.loading import LoadedModel
 
-# Arguments of `model.generate` that the engine sets itself, or that go wrong without an error on a prefilled cache.
-_REFUSED_OPTIONS = (
-    "assistant_model",
-    "prompt_lookup_num_tokens",
-    "num_beams",
-    "num_return_sequences",
+# Arguments of `model.generate` that the engine sets itself, or that have no effect on what it returns.
+_REFUSED_OPTIONS = {
+    *OUTPUT_SETTINGS,
+    "max_length",
     "past_key_values",
+    "inputs",
     "inputs_embeds",
     "input_ids",
     "attention_mask",
     "position_ids",
     "generation_config",
-    "return_dict_in_generate",
-    "use_cache",
     "stop_strings",
     "do_sample",
     "streamer",
-)
+}
 
 
 def check_options(target: LoadedModel, max_new_tokens: Any, stop: Any, options: dict[str, Any]) -> tuple[str, ...]:
@@ -40,7 +38,8 @@ def check_options(target: LoadedModel, max_new_tokens: Any, stop: Any, options: 
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise InvalidInputError(f"max_new_tokens must be an integer >= 0; got {max_new_tokens!r}")
-    refused = sorted(set(options) & set(_REFUSED_OPTIONS))
+    refuse_unusable(options)
+    refused = sorted(set(options) & (_REFUSED_OPTIONS | set(UNUSABLE_SETTINGS)))
     if refused:
         raise InvalidInputError(f"{', '.join(refused)} cannot be used with SpecKV; it sets or replaces them itself")
     stop_strings = as_stop_strings(stop)

@@ -5,7 +5,6 @@ Imports no framework; needs pydantic, which every supported framework brings.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..engine.engine import SpecKV
 from ..engine.registry import FULL, DraftSpec, Method, as_method, shared_engine
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
+from ..models.locks import ForkSafeLock
 from ..models.references import Reference, check_loadable, model_identity, model_reference
 
 # Other libraries' names for the same fields, accepted by constructors and calls.
@@ -60,7 +60,7 @@ class EngineReference(Reference):
         max_batch_size: int = 8,
         loading: dict[str, Any] | None = None,
     ):
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._engines: dict[str, SpecKV] = {}  # by the target's name
         self._shared = model if isinstance(model, SpecKV) else None
         if isinstance(model, SpecKV):

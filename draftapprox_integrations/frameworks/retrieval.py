@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from ..config import CompressionConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec
+from ..models.locks import ForkSafeLock
 from ..models.references import Reference, as_reference, check_loadable, is_placeholder, model_reference
 from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
@@ -66,7 +66,7 @@ class CompressorReference(Reference):
         embedder: Embedder | str | None = None,
         store: PassageStore | str | os.PathLike[str] | None = None,
     ):
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._compressor: SpecPC | None = None
         shared = draft if isinstance(draft, SpecPC) else None
         if isinstance(draft, SpecPC):

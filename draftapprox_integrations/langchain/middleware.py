@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from ..errors import InvalidInputError
 from ..frameworks.items import RetrievedItem
 from ..frameworks.retrieval import CompressorReference, OnError, compress_items
 from ..models.loading import ModelSpec
+from ..models.locks import ForkSafeLock
 from ..models.tokenization import TokenizerSpec
 from ..specpc.compressor import SpecPC
 from ..specpc.scoring.embedder import Embedder
@@ -96,7 +96,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         self.on_error, self.protect, self.metadata_key = on_error, list(protect), metadata_key
         self.cache_size = cache_size
         self._cache: OrderedDict[tuple[tuple[str, ...], str], _Compressed] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, or of a pickled one: the settings and the models, without the cache."""
@@ -105,7 +105,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy with an empty cache."""
         vars(self).update(state)
-        self._cache, self._lock = OrderedDict(), threading.Lock()
+        self._cache, self._lock = OrderedDict(), ForkSafeLock()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]

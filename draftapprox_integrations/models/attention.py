@@ -13,7 +13,6 @@ the same tensors with a config of their own, so the user's model keeps its confi
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .compatibility import check_call, check_model
+from .locks import ForkSafeLock
 
 IMPLEMENTATION = "draftapprox_sdpa"
 
@@ -116,7 +116,7 @@ AttentionInterface.register(IMPLEMENTATION, _observed_sdpa)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 _views: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
-_views_lock = threading.Lock()
+_views_lock = ForkSafeLock()
 
 
 def attention_view(model: PreTrainedModel) -> PreTrainedModel:

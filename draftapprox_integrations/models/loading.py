@@ -10,7 +10,6 @@ draft = load_model("default")                          # SmolLM2-135M-Instruct, 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -32,6 +31,7 @@ from transformers import (
 from ..errors import InvalidInputError, MissingDependencyError, ModelLoadError
 from . import embedded
 from .devices import best_dtype, resolve_device, resolve_dtype
+from .locks import ForkSafeLock
 
 ModelSpec: TypeAlias = (
     "str | os.PathLike[str] | LoadedModel | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase | None]"
@@ -56,7 +56,7 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     source: str | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    lock: ForkSafeLock = field(default_factory=ForkSafeLock, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -133,8 +133,8 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 _loaded: WeakValueDictionary[Hashable, LoadedModel] = WeakValueDictionary()
-_registry_lock = threading.Lock()
-_key_locks: dict[Hashable, threading.Lock] = {}
+_registry_lock = ForkSafeLock()
+_key_locks: dict[Hashable, ForkSafeLock] = {}
 
 
 def load_model(
@@ -190,7 +190,7 @@ def load_model(
     source, local = _locate(name)
     key = (source, str(target_device), target_dtype, trust_remote_code, revision, repr(device_map), attn_implementation)
     with _registry_lock:
-        key_lock = _key_locks.setdefault(key, threading.Lock())
+        key_lock = _key_locks.setdefault(key, ForkSafeLock())
     with key_lock:  # two threads that name the same model wait for one load
         loaded = _loaded.get(key)
         if loaded is None:

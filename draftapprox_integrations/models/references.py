@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from abc import ABC, abstractmethod
 from typing import Any
 from uuid import uuid4
@@ -11,12 +10,13 @@ from weakref import WeakKeyDictionary
 
 from ..errors import InvalidInputError
 from .loading import LoadedModel, ModelSpec
+from .locks import ForkSafeLock
 
 _PLACEHOLDER = "object:"  # prefix of the reference to a model that was given as an object; its type or name follows
 
 
 _identities: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def model_identity(spec: Any) -> str:

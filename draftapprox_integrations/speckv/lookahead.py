@@ -11,6 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from ..config import SpecPCConfig
 from ..errors import InvalidInputError
+from ..models.generation import with_generation_config
 from ..models.loading import LoadedModel, eos_token_ids, pad_left, truncate_after_eos
 from ..specpc.compressor import SpecPC
 
@@ -78,16 +79,17 @@ class DraftLookahead:
                 "lookahead_tokens (0 needs no draft)."
             )
         eos = eos_token_ids(draft.model)
-        # A fresh config: sampling settings and penalties from the draft's model card are not part of the method.
+        # A fresh config in place of the draft's own: beams, another cache, sampling settings and penalties from the
+        # draft's model card are not part of the method.
         config = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
         )
-        config.repetition_penalty = 1.0
+        model = with_generation_config(draft.model, config)
         with draft.lock, torch.inference_mode():
-            out = draft.model.generate(  # type: ignore[operator]
+            out = type(model).generate(  # type: ignore[attr-defined]
+                model,
                 input_ids=ids.to(draft.device),
                 attention_mask=mask.to(draft.device),
-                generation_config=config,
                 stopping_criteria=StoppingCriteriaList([CancellationCriteria(is_cancelled)]),
             )
         return [truncate_after_eos(row, eos) for row in out[:, ids.shape[1] :].cpu()]

@@ -21,6 +21,7 @@ from ..config import CompressionConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.attention import attention_view
 from ..models.loading import LoadedModel, ModelSpec, load_model
+from ..models.locks import renewed_in_children
 from ..models.tokenization import TextEncoder, TokenCounter, TokenizerSpec
 from ..report.heatmap import Heatmap
 from ..results import CompressedPassage, CompressionResult, Selection, Span
@@ -51,6 +52,7 @@ from .validation import (
 OnEmpty = Literal["drop", "keep_best"]
 
 
+@renewed_in_children
 class SpecPC:
     """Compress retrieved passages, or prompt ids, with a draft model's attention.
 

@@ -16,7 +16,8 @@ from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.langchain import SpecPCCompressor, SpecPCMiddleware
 from draftapprox_integrations.llama_index import SpecPCPostprocessor
 from draftapprox_integrations.models.attention import attention_view
-from draftapprox_integrations.specpc.scoring.heads import HeadSet, fingerprint
+from draftapprox_integrations.models.fingerprint import fingerprint
+from draftapprox_integrations.specpc.scoring.heads import HeadSet
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 QUESTION = "In which year was the bridge opened?"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ...models.fingerprint import fingerprint
 from ...models.loading import LoadedModel
-from ..scoring.heads import HeadSet, fingerprint
+from ..scoring.heads import HeadSet
 from ..scoring.per_passage import CalibratedHeadsScorer
 from ..scoring.reduction import mean_scores
 from ..text.segmentation import Passage, assign_tokens, sentences

@@ -1,12 +1,12 @@
 """Calibrated heads of a draft: those whose attention finds the evidence for a query. Calibrated once, saved as a file.
 
-The file is keyed by the model's fingerprint, so a fine-tune, another size or a renamed folder never gets the heads of
-another model. Heads of some models come with the package; `draftapprox calibrate` adds yours to the cache folder.
+The file is keyed by the model's fingerprint, so a fine-tune, another size or a renamed folder never gets the heads that
+you calibrated on another model. Heads of some models come with the package; `draftapprox calibrate` adds yours to the
+cache folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from ...errors import InvalidInputError
 from ...models.embedded import cache_folder
+from ...models.fingerprint import fingerprint, same_model
 from ...models.loading import LoadedModel
 
 _PACKAGED = Path(__file__).parent / "calibrated"
 _FORMAT = 1
-_SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size")
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,8 @@ def check_heads(heads: HeadSet, model: PreTrainedModel) -> HeadSet:
     key, config = fingerprint(model), model.config.get_text_config()
     layers, count = int(config.num_hidden_layers), int(config.num_attention_heads)
     inside = all(0 <= layer < layers and 0 <= head < count for layer, head in heads.heads)
-    if not inside or (key is not None and key != heads.fingerprint):
+    of_model = key is None or same_model(key, heads.fingerprint) or heads == find_heads(model)
+    if not inside or not of_model:
         raise InvalidInputError(
             f"these heads were calibrated on {heads.model} (fingerprint {heads.fingerprint}), the draft is another "
             f"model (fingerprint {key}). Calibrate it: draftapprox calibrate --model NAME"
@@ -121,42 +121,27 @@ def saved_heads() -> Path:
     return cache_folder() / "heads"
 
 
-def fingerprint(model: PreTrainedModel) -> str | None:
-    """16 hex digits that tell models apart, independent of precision; None if weights are offloaded.
-
-    A hash of the architecture's sizes and of all one-dimensional weights (norms, biases) rounded to bfloat16: quantized
-    formats keep these in full precision.
-    """
-    config = model.config.get_text_config()
-    names = ("model_type", *_SIZES)
-    digest = hashlib.sha256(repr([getattr(config, name, None) for name in names]).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.dim() != 1:
-            continue
-        if parameter.device.type == "meta":
-            return None
-        values = parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
-        digest.update(name.encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def find_heads(model: PreTrainedModel) -> HeadSet | None:
     """Calibrated heads of a model: this machine's, else the package's; None if it was never calibrated."""
     key = fingerprint(model)
     if key is None:
         return None
+    vectors, _, matrices = key.partition("-")
     for folder in (saved_heads(), _PACKAGED):
-        path = folder / f"{key}.json"
-        if not path.is_file():
-            continue
-        try:
-            found = HeadSet.load(path)
-        except InvalidInputError as error:
-            logger.warning("%s", error)
-            continue
-        if found.fingerprint == key:
-            return found
+        paths = [folder / f"{key}.json"]
+        # A quantized model gets the heads of the one that it was made from, if there is only one; and the package's
+        # were calibrated on a 4-bit file, and serve the same model in any other format.
+        if not matrices or folder == _PACKAGED:
+            kin = list(folder.glob(f"{vectors}-*.json"))
+            paths += kin if len(kin) == 1 else []
+        for path in filter(Path.is_file, paths):
+            try:
+                heads = HeadSet.load(path)
+            except InvalidInputError as error:
+                logger.warning("%s", error)
+                continue
+            if heads.fingerprint == path.stem:
+                return heads
     return None
 
 

@@ -11,6 +11,7 @@ from ...config import SpecPCConfig
 from ...errors import InvalidInputError
 from ...models.attention import attention_view
 from ...models.loading import ModelSpec, load_model
+from ...models.locks import renewed_in_children
 from ..text.segmentation import Passage
 from .attention_scores import read_importance
 from .prompt import PromptBuilder
@@ -21,6 +22,7 @@ from .scorer import AttentionScorer, Reduction, TokenScores
 MOST_TOKENS = 262_144
 
 
+@renewed_in_children
 class JointAttentionScorer(AttentionScorer):
     """Scores by the attention of all heads, from the query and the template's tail to the passages before them.
 

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ...errors import InvalidInputError
 from ...models.attention import StopForward, attention_view, observing
+from ...models.fingerprint import fingerprint
 from ...models.loading import LoadedModel, ModelSpec, input_device, load_model
+from ...models.locks import renewed_in_children
 from ...results import Span
 from ..store.key_codec import Int8KeyCodec, KeyCodec
 from ..store.passage_store import PassageStore
@@ -70,6 +72,7 @@ class _Recorder:
             raise StopForward
 
 
+@renewed_in_children
 class CalibratedHeadsScorer(AttentionScorer):
     """Scores by the attention of a draft's calibrated heads, each passage read alone.
 
@@ -110,7 +113,10 @@ class CalibratedHeadsScorer(AttentionScorer):
         # Offloaded weights are moved by hooks that must run to their end, so then the pass is not cut short.
         self._stop = not any(parameter.device.type == "meta" for parameter in self._view.parameters())
         self._prefix = self.prompts.head
-        content = repr((self.heads.fingerprint, self._pairs, self._prefix, self._codec.name)).encode()
+        # The heads may be those of the same model in another format, whose keys differ a little.
+        content = repr(
+            (fingerprint(model) or self.heads.fingerprint, self._pairs, self._prefix, self._codec.name)
+        ).encode()
         self._key = hashlib.blake2b(content, digest_size=16)
 
     def score_tokens(self, query: str, passages: Sequence[Passage]) -> TokenScores:

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from ...errors import InvalidInputError
 from ...models.loading import LoadedModel
 from ...models.tokenization import Encoded, TextEncoder
+from .template_date import fixed_date_template
 
 INSTRUCTION = "Answer the question using these passages."
 _CONTEXT, _QUERY = "[[draftapprox-context]]", "[[draftapprox-query]]"
@@ -64,7 +65,10 @@ class PromptBuilder:
             try:
                 rendered = str(
                     tokenizer.apply_chat_template(
-                        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+                        [{"role": "user", "content": content}],
+                        chat_template=fixed_date_template(tokenizer),
+                        tokenize=False,
+                        add_generation_prompt=True,
                     )
                 )
             except TemplateError as error:

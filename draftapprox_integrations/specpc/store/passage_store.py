@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import threading
 import time
 import zlib
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import InvalidInputError
+from ...models.locks import ForkSafeLock
 from .sqlite import check_ours, open_or_create, open_read_only, transaction, used_bytes
 
 _IN_FILE = 4 << 30  # bytes
@@ -77,7 +77,7 @@ class PassageStore:
         self._memory: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
         self._touched: dict[bytes, int] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock(reentrant=True)
         self._database: sqlite3.Connection | None = None
         self._process = os.getpid()
         self._read_only = False

@@ -140,7 +140,7 @@ def _append(text: str, units: list[Unit], a: int, b: int) -> None:
 
 
 def html_units(text: str, start: int, end: int) -> list[Unit]:
-    """List items, table rows, sentences; a row of <th> speaks for its table, a heading for what is up to the next one."""
+    """List items, table rows, sentences; a row of <th> speaks for its table, a heading for its section."""
     borders = [start, *(tag.start() for tag in _BLOCK_TAG.finditer(text, start, end)), end]
     units: list[Unit] = []
     begin: int | None = None  # tags without text belong to what follows

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from draftapprox_integrations import LoadedModel, SpecPC, load_model
 from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.models.embedded import cache_folder
+from draftapprox_integrations.models.fingerprint import fingerprint
 from draftapprox_integrations.specpc.calibration.calibrate import calibrate, choose_heads, reciprocal_rank
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import make_tasks
-from draftapprox_integrations.specpc.scoring.heads import HeadSet, find_heads, fingerprint
+from draftapprox_integrations.specpc.scoring.heads import HeadSet, find_heads
 from tests.conftest import DEMO, tiny_llama
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig
-from draftapprox_integrations.engine.streams import IncrementalDetokenizer
+from draftapprox_integrations.engine.answer_text import AnswerText
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
 from draftapprox_integrations.speckv.lookahead import same_vocabulary
 from tests.conftest import tiny_llama
@@ -209,11 +209,17 @@ def test_errors_reach_the_reader_of_a_stream(
 class Spelling(PreTrainedTokenizerFast):
     """Joins pieces of text as tokens, so that a property test can split stop strings anywhere."""
 
+    added_tokens_decoder: Any = property(lambda _: {})
+    all_special_tokens: Any = ()
+
     def __init__(self, pieces: Any) -> None:
         self.pieces = pieces
 
     def decode(self, token_ids: Any, *_: Any, **__: Any) -> str:
         return "".join(self.pieces[i] for i in token_ids)
+
+    def convert_ids_to_tokens(self, ids: Any, *_: Any, **__: Any) -> Any:
+        return self.pieces[ids]
 
 
 @settings(max_examples=200, deadline=None)
@@ -224,12 +230,14 @@ class Spelling(PreTrainedTokenizerFast):
 def test_streaming_never_sends_what_generate_would_not(pieces: Any, stops: Any) -> None:
     whole = "".join(pieces)
     cut = whole[: min([whole.find(stop) for stop in stops if stop in whole], default=len(whole))]
-    detokenizer = IncrementalDetokenizer(Spelling(pieces), tuple(stops))
+    answer = AnswerText(Spelling(pieces), tuple(stops))
     sent = ""
     for index in range(len(pieces)):
-        sent += detokenizer.feed(index)
+        sent += answer.feed(index)
         assert cut.startswith(sent)
-    assert sent + detokenizer.flush(cut) == cut
+        found = answer.stop_position()
+        assert (whole if found is None else whole[:found]) == cut or index < len(pieces) - 1
+    assert sent + answer.flush(cut) == cut
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_a_row_of_a_batch_a_stream_and_the_drop_in_write_the_same(
         assert "".join(engine.stream(row, max_new_tokens=NEW)) == found.text
     patched = patch_model(target, draft, config, positions="original")
     out = patched.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-    with pytest.raises(InvalidInputError, match="needs the cache"):
+    with pytest.raises(InvalidInputError, match="use_cache cannot be used"):
         patched.generate(ids, attention_mask=mask, max_new_tokens=NEW, use_cache=False)
     assert torch.equal(out[:, :80], ids)
     assert out[:, 80:].tolist() == [found.token_ids for found in together]

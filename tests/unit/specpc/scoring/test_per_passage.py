@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from draftapprox_integrations import LoadedModel, PassageStore, SpecPC, load_model
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
 from draftapprox_integrations.models.attention import attention_view, observing
+from draftapprox_integrations.models.fingerprint import fingerprint
 from draftapprox_integrations.specpc.scoring import per_passage
-from draftapprox_integrations.specpc.scoring.heads import HeadSet, fingerprint
+from draftapprox_integrations.specpc.scoring.heads import HeadSet
 from draftapprox_integrations.specpc.scoring.per_passage import BUCKET, PIECE_TOKENS, CalibratedHeadsScorer
 from draftapprox_integrations.specpc.scoring.prompt import PromptBuilder
 from draftapprox_integrations.specpc.store.key_codec import Float32KeyCodec
