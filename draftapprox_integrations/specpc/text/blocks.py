@@ -8,7 +8,7 @@ from typing import Literal
 
 import regex
 
-from .code import code_units, looks_like_code
+from .code import code_units, is_surely_code, looks_like_code
 from .graphemes import Clusters
 from .markup import html_units, json_units, looks_like_html, looks_like_json
 from .records import kind_of_lines, labelled_units, row_units
@@ -19,7 +19,7 @@ MAX_UNIT_CHARACTERS = 600
 
 # A line that starts a paragraph: heading, list item, quote, rule.
 _OWN_LINE = regex.compile(r" {0,3}+(?:#{1,6}\s)|\s*+(?:[-*+\u2022]\s|\d{1,3}[.)]\s|>|(?:[-=*_]\s*+){3,}+$)")
-_FENCE = regex.compile(r"\s*+(```++|~~~++)")
+_FENCE = regex.compile(r"^[ \t]*+(```++|~~~++)", regex.MULTILINE)
 # Lines and paragraphs of these kinds are looked at together: a table, a log, code with blank lines in it.
 _Kind = Literal["prose", "heading", "item", "rows", "fence"]
 
@@ -67,7 +67,7 @@ def _units(text: str, limit: int) -> list[Unit]:
     if looks_like_html(text, 0, len(text)):
         return html_units(text, 0, len(text))
     lines = text.splitlines()
-    if looks_like_code(lines) and _FENCE.match(text) is None and kind_of_lines(lines) not in ("rows", "labelled"):
+    if is_surely_code(lines) and _FENCE.search(text) is None:
         return code_units(text, 0, len(text), limit)
     units: list[Unit] = []
     blocks = _blocks(text)

@@ -9,19 +9,19 @@ import regex
 from .sentences import strip
 from .units import Unit
 
-_CODE_LINE = regex.compile(
+_KEYWORD = regex.compile(r"\s*+(?:(?:async )?def \w|class \w|return\b|import \w|from [\w.]+ import\b|@\w|[)}\]])")
+_STATEMENT = regex.compile(
     r"""\s*+(?:
-        (?:async\ )?def\ \w | class\ \w | return\b | import\ [\w.*{"'] | from\ [\w.]+\ import\b | @\w
-        | (?:export\ |public\ |private\ |protected\ |static\ |pub\ )*+
+        import\ [{*"'] | (?:export\ |public\ |private\ |protected\ |static\ |pub\ )*+
           (?:function|func|fn|struct|impl|enum|interface|void)\b
-        | (?:var|let|const|int|float|double|char|bool|String|auto)\ \w[^.!?]*[=;({]
-        | (?:if|for|while|elif|else|try|except|switch|match|with|case)\b[^.!?]*[:{]\s*$
+        | (?:var|let|const|int|float|double|char|bool|String|auto)\ \w++\ =
         | \#include\b | package\ [\w.]+;? | using\ \w
-        | [\w.\[\]"']+\ [-+*/|&]?=\ \S | [\w.]+\(.*\)[;,]?\s*$ | [)}\]]+[;,)]*\s*$
-        | .*[;{]\s*$ | //|/\*|\*/
+        | [\w.\[\]"']++\ [-+*/|&]?=\ \S | [\w.]++\([^()]*+\)[;,]?\s*+$
+        | //|/\*|\*/
     )""",
     regex.VERBOSE,
 )
+_OPENING = regex.compile(r"\s*+(?:if|for|while|elif|else|try|except|switch|match|with|case)\b")
 _SAMPLE = 1000  # lines that decide what all are
 _CLOSES = regex.compile(r"\s*(?:[)}\]]|end\b|else\b|elif\b|except\b|finally\b|catch\b|case\b|default\b)")
 
@@ -29,8 +29,22 @@ _CLOSES = regex.compile(r"\s*(?:[)}\]]|end\b|else\b|elif\b|except\b|finally\b|ca
 def looks_like_code(lines: Sequence[str]) -> bool:
     """Whether most lines are statements of a programming language."""
     filled = [line for line in lines[:_SAMPLE] if line.strip()]
-    found = sum(_CODE_LINE.match(line) is not None for line in filled)
-    return len(filled) >= 2 and found >= 0.6 * len(filled)
+    return len(filled) >= 2 and sum(map(_is_statement, filled)) >= 0.6 * len(filled)
+
+
+def is_surely_code(lines: Sequence[str]) -> bool:
+    """Whether keywords and brackets tell code from settings, which have keys and values too."""
+    filled = [line for line in lines[:_SAMPLE] if line.strip()]
+    return looks_like_code(lines) and sum(map(_has_keyword, filled)) >= 0.3 * len(filled)
+
+
+def _has_keyword(line: str) -> bool:
+    return line.rstrip()[-1:] in (";", "{") or _KEYWORD.match(line) is not None
+
+
+def _is_statement(line: str) -> bool:
+    opens = line.rstrip()[-1:] == ":" and _OPENING.match(line) is not None
+    return opens or _has_keyword(line) or _STATEMENT.match(line) is not None
 
 
 def code_units(text: str, start: int, end: int, limit: int) -> list[Unit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import regex
 
@@ -30,6 +30,8 @@ def looks_like_json(text: str, start: int, end: int) -> bool:
     if text[a] + text[b - 1] in ("{}", "[]"):
         return keys >= 1 or (text[a] == "[" and text.count(",", a, b) >= 3)
     brackets = text.count("{", a, b) + text.count("[", a, b)
+    if "\n\n" in text[a:b]:  # prose, with JSON in it
+        return False
     return keys >= 3 and brackets >= 1 and keys * 200 >= b - a
 
 
@@ -47,7 +49,6 @@ class _Item:
     end: int = 0
     opened: int = 0
     inside: list[_Item] | None = None
-    nested: int = field(default=0)
 
 
 def json_units(text: str, start: int, end: int, limit: int) -> list[Unit]:
@@ -69,7 +70,7 @@ def _parse(text: str, start: int, end: int) -> list[_Item]:
             inner[0].start = start
             return inner
     stack: list[list[_Item]] = [[_Item(start)]]
-    too_deep = 0
+    too_deep = cut_off = 0
     for token in _TOKEN.finditer(text, start, end):
         mark = token[0]
         items = stack[-1]
@@ -91,11 +92,9 @@ def _parse(text: str, start: int, end: int) -> list[_Item]:
             items[-1].end = token.start()
             if len(stack) > 1:
                 stack.pop()
-                for item in stack[-2] if len(stack) > 1 else []:
-                    item.nested = max(item.nested, 1)
-            else:  # its opening half was cut off
-                whole = _Item(start, opened=start, inside=items)
-                stack = [[whole]]
+            elif cut_off < _DEEPEST:  # its opening half was cut off
+                cut_off += 1
+                stack = [[_Item(start, opened=start, inside=items)]]
         elif mark == "," and not too_deep:
             items[-1].end = token.end()
             items.append(_Item(token.end()))

@@ -48,7 +48,7 @@ _LABEL = regex.compile(
     regex.VERBOSE,
 )
 _SECTION = regex.compile(r"\s*\[[^\]\n]{1,80}\]\s*$")
-_OPENS = regex.compile(r".*[:{(\[]\s*$")
+_OPENING = (":", "{", "(", "[")
 
 
 def kind_of_lines(lines: Sequence[str]) -> Kind | None:
@@ -110,7 +110,7 @@ def labelled_units(text: str, lines: Sequence[tuple[int, int]]) -> list[Unit]:
             units.append(Unit(a, b, section_end=lines[-1][1]))  # "Opening hours"
         elif _SECTION.match(line):
             units.append(Unit(a, b, section_end=len(text), is_title=True))
-        elif _OPENS.match(line) and index + 1 < len(lines) and _indent(text, lines[index + 1]) > depth:
+        elif line.rstrip().endswith(_OPENING) and index + 1 < len(lines) and _indent(text, lines[index + 1]) > depth:
             last = index + 1
             while last + 1 < len(lines) and _indent(text, lines[last + 1]) > depth:
                 last += 1

@@ -211,3 +211,26 @@ def test_without_heads_scoring_heads_says_what_to_do(tiny: LoadedModel) -> None:
         SpecPC(tiny, scorer="heads").compress(TEXTS, QUESTION, max_tokens=5)
     with pytest.raises(InvalidInputError, match="calibrated heads"):
         SpecPC(tiny).ingest(TEXTS)
+
+
+def test_of_a_book_only_what_bm25_finds_is_read(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    draft = load_model((tiny_llama(), tiny_tokenizer))
+    filler = "The harbour was quiet and the boats lay still. " * 4
+    key = "The key of the vault Quarzheim is 4711. "
+    book = filler * 700 + key + filler * 700
+    (tokens,) = PromptBuilder(draft).encoder.encode([book])
+    assert len(tokens.ids) > 2 * PIECE_TOKENS * per_passage.MOST_PIECES
+    store = PassageStore()
+    read = scorer_of(draft, store).score_tokens("What is the key of the vault Quarzheim?", [Passage(book), *PASSAGES])
+    assert read.tokens_read < 1.5 * PIECE_TOKENS * per_passage.BEST_PIECES
+    seen = {span for span, score in zip(read.spans[0], read.scores[0].tolist(), strict=True) if score > 0}
+    start = book.index(key)
+    assert {span for span in read.spans[0] if start <= span[0] and span[1] <= start + len(key)} <= seen
+    alone = scorer_of(draft, store).score_tokens("What is the key of the vault Quarzheim?", PASSAGES)
+    assert [row.shape for row in read.scores[1:]] == [row.shape for row in alone.scores]
+
+
+def test_joint_attention_refuses_a_book_at_once(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    draft = load_model((tiny_llama(), tiny_tokenizer))
+    with pytest.raises(InvalidInputError, match=r"tokens; joint attention reads at most 262,144 .* calibrate"):
+        SpecPC(draft, scorer="joint").compress(["The mill is old. " * 60_000], "Is the mill old?", max_tokens=50)

@@ -44,7 +44,7 @@ def test_borders_are_those_of_the_regex_module(text: str) -> None:
     "repeated", ["\U0001f1e9", FAMILY, "e\u0301", "\u0e01\u0e33", "\u0301", "\u200d", "\u4e2d", "\r\n"]
 )
 def test_long_runs_take_linear_time(repeated: str) -> None:
-    text = repeated * (300_000 // len(repeated))
+    text = repeated * (100_000 // len(repeated))
     assert Clusters(text).ceil(len(text)) == len(text)
     assert cluster_spans(text)[-1][1] == len(text)
 
