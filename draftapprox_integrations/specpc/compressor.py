@@ -35,8 +35,8 @@ from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_sc
 from .scoring.scorer import Scorer, check_scores
 from .store.passage_store import PassageStore, open_store
 from .text.packing import Packed, Packer
-from .text.ranking import Pattern, rank
-from .text.segmentation import Passage, longest_unit, segment
+from .text.ranking import Pattern, longest_units, rank
+from .text.segmentation import Passage, segment
 from .token_selection import choose_positions
 from .validation import (
     as_config,
@@ -198,9 +198,9 @@ class SpecPC:
         if sum(before) <= budget:
             whole = Packed([[(0, len(text))] if text else [] for text in texts], texts, before)
             return self._result(query, items, before, whole, budget, _timings(start))
-        longest = longest_unit(budget, sum(before), sum(map(len, texts)))
+        limits = longest_units(texts, budget, sum(before), protect)
         granularity = self.compression.granularity
-        sentences = segment(texts, granularity, self._token_spans(texts), max_characters=longest)
+        sentences = segment(texts, granularity, self._token_spans(texts), max_characters=limits)
         tokenized = time.perf_counter()
         scores = check_scores(self.scorer, self.scorer.score(query, items, sentences), sentences)
         scored = time.perf_counter()

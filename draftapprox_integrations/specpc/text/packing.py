@@ -85,7 +85,7 @@ class Packer:
     def _anything(self, order: Sequence[Sentence], budget: int) -> Packed:
         """Where not even one unit fits: the beginning of one, or single words or characters."""
         for unit in order[:_FILL_ATTEMPTS]:
-            packed = self._measure(self.beginnings([unit], budget))
+            packed = self._measure(self.beginnings([unit], budget, torn=True))
             if packed.total:
                 return packed
         for split in (words, cluster_spans):
@@ -134,26 +134,28 @@ class Packer:
         ]
         return self._fill_gaps(best, list(order[:low]), later, budget, sections or {}), low
 
-    def beginnings(self, units: Sequence[Sentence], budget: int) -> list[Sentence]:
+    def beginnings(self, units: Sequence[Sentence], budget: int, *, torn: bool = False) -> list[Sentence]:
         """Something of each unit: the whole, or its first words that fit.
 
         Args:
             units: At most one per passage, best first.
             budget: Most tokens of all of them; a few are reserved for each unit that is still to come.
+            torn: Whether a word that does not fit is cut.
         """
         kept = []
         for index, unit in enumerate(units):
             waiting = len(units) - index - 1
             reserve = waiting * min(_LEAST_TOKENS, budget // (waiting + 1))
-            piece = self._beginning(unit, budget - reserve)
+            piece = self._beginning(unit, budget - reserve, torn)
             if piece is not None:
                 kept.append(piece)
                 budget -= self._measure([piece]).total
         return kept
 
-    def _beginning(self, unit: Sentence, budget: int) -> Sentence | None:
-        """The longest beginning of a unit that fits and ends between words; or, if no word fits, between characters."""
-        for borders in (words(unit.text), cluster_spans(unit.text)):
+    def _beginning(self, unit: Sentence, budget: int, torn: bool) -> Sentence | None:
+        """The longest beginning of a unit that fits and ends between words; if `torn`, else between characters."""
+        for split in (words, cluster_spans) if torn else (words,):
+            borders = split(unit.text)
             low, high = 0, len(borders)
             while low < high:
                 middle = (low + high + 1) // 2

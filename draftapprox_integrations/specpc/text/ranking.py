@@ -12,9 +12,13 @@ from torch import Tensor
 
 from ...config import CompressionConfig
 from ..selection import rank_scores, with_neighbors
+from .blocks import MAX_UNIT_CHARACTERS
 from .deduplication import without_duplicates
 from .segmentation import Passage, Sentence, headers_of
 
+# Characters per token vary along a text, so a unit gets a little less than the whole budget; but no less than this.
+_SHARE_OF_BUDGET = 0.9
+_SHORTEST = 8
 Pattern = str | re.Pattern[str]
 
 
@@ -36,6 +40,23 @@ class Ranking:
     best: list[Sentence]
     sections: dict[Sentence, int]
     passage_scores: list[float]
+
+
+def longest_units(passages: Sequence[str], budget: int, tokens: int, protect: Sequence[Pattern] = ()) -> list[int]:
+    """For each passage the most characters of a unit, so that units fit the budget.
+
+    Where a passage contains protected text its sentences are not cut for the budget: they are kept whole or refused.
+
+    Args:
+        passages: Texts.
+        budget: Tokens to keep.
+        tokens: Of all passages together.
+        protect: As for `rank`.
+    """
+    share = _SHARE_OF_BUDGET * budget * sum(map(len, passages)) / max(tokens, 1)
+    limit = min(MAX_UNIT_CHARACTERS, max(_SHORTEST, int(share)))
+    patterns = _compiled(protect)
+    return [MAX_UNIT_CHARACTERS if any(pattern.search(text) for pattern in patterns) else limit for text in passages]
 
 
 def rank(
@@ -136,7 +157,7 @@ def take_turns(units: Sequence[Sentence], ranked: Sequence[int], minimum: int) -
 
 def protected_units(passages: Sequence[Passage], units: Sequence[Sentence], protect: Sequence[Pattern]) -> list[int]:
     """Indices of the units that contain a match of a pattern, or a part of one that spans several units."""
-    patterns = [re.compile(re.escape(one)) if isinstance(one, str) else one for one in protect]
+    patterns = _compiled(protect)
     found: set[int] = set()
     for pattern in patterns:
         matches = [[match.span() for match in pattern.finditer(passage.text)] for passage in passages]
@@ -147,3 +168,7 @@ def protected_units(passages: Sequence[Passage], units: Sequence[Sentence], prot
             if overlaps or pattern.search(unit.text) is not None:
                 found.add(i)
     return sorted(found)
+
+
+def _compiled(protect: Sequence[Pattern]) -> list[re.Pattern[str]]:
+    return [re.compile(re.escape(one)) if isinstance(one, str) else one for one in protect]

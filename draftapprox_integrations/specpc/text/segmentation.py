@@ -17,9 +17,6 @@ from .blocks import MAX_UNIT_CHARACTERS, split_units
 from .graphemes import Clusters
 from .sentences import strip
 
-# Characters per token vary along a text, so a unit gets a little less than the whole budget; but no less than this.
-_SHARE_OF_BUDGET = 0.9
-_SHORTEST = 8
 # Scripts written without spaces: every character counts as a word.
 _UNSPACED = (
     "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
@@ -69,7 +66,7 @@ def segment(
     granularity: Granularity = "sentence",
     token_spans: Sequence[Sequence[Span]] | None = None,
     *,
-    max_characters: int = MAX_UNIT_CHARACTERS,
+    max_characters: int | Sequence[int] = MAX_UNIT_CHARACTERS,
 ) -> list[list[Sentence]]:
     """Split passages into units.
 
@@ -78,15 +75,17 @@ def segment(
         granularity: "sentence" (also rows of tables, lines of records, items of lists and JSON, functions of code),
             "word" or "token".
         token_spans: Per passage the character spans of its tokens; needed for "token" only.
-        max_characters: Most characters of a unit of granularity "sentence": longer ones are cut.
+        max_characters: Most characters of a unit of granularity "sentence", for all passages or for each: longer ones
+            are cut.
 
     Returns:
         Per passage its units in reading order; none for blank text.
     """
+    limits = [max_characters] * len(passages) if isinstance(max_characters, int) else max_characters
     units = []
-    for index, text in enumerate(passages):
+    for index, (text, limit) in enumerate(zip(passages, limits, strict=True)):
         if granularity == "sentence":
-            found = split_units(text, max_characters)
+            found = split_units(text, limit)
             units.append(
                 [Sentence(index, u.start, u.end, text[u.start : u.end], u.section_end, u.is_title) for u in found]
             )
@@ -97,16 +96,6 @@ def segment(
             spans = words(text)
         units.append([Sentence(index, start, end, text[start:end]) for start, end in spans])
     return units
-
-
-def longest_unit(budget: int, tokens: int, characters: int) -> int:
-    """Most characters of a unit that is to fit a budget.
-
-    Args:
-        budget: Tokens to keep.
-        tokens, characters: Of all passages together.
-    """
-    return min(MAX_UNIT_CHARACTERS, max(_SHORTEST, int(_SHARE_OF_BUDGET * budget * characters / max(tokens, 1))))
 
 
 def sentences(text: str, max_characters: int = MAX_UNIT_CHARACTERS) -> list[Span]:

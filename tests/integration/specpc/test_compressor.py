@@ -526,7 +526,7 @@ def test_a_scorer_that_fails_is_named(tiny: LoadedModel, found: Callable[..., An
             return found(sentences)
 
     with pytest.raises(InvalidInputError, match=rf"Broken.score must return one tensor.*{problem}"):
-        SpecPC(tiny, scorer=Broken()).compress(FACTS, QUESTION, max_tokens=20)
+        SpecPC(tiny, scorer=Broken()).compress(FACTS, QUESTION, max_tokens=80)
 
 
 @pytest.mark.parametrize("scorer", ["paper", "Heads", None, 3, object(), LongestFirst])
