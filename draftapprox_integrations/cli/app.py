@@ -114,7 +114,7 @@ def ask(
         from ..chat.answering import answer
         from ..specpc.validation import check_budget, check_query
         from .ask_report import show_answers, show_kept, show_retrieved
-        from .documents import read_folder, search
+        from .documents import Search, read_folder
 
         check_budget(max_tokens, keep_ratio)
         _check_writable(html)
@@ -132,9 +132,10 @@ def ask(
         compressor = load_compressor(draft, store=store, granularity=granularity.value)
         target = _load_target(model, draft, compressor.draft)
         engine, full_engine = _engines(target, compressor.draft, method, kv)
+        search = Search(passages)
         for number, question in enumerate(questions, 1):
             started = time.perf_counter()
-            retrieved = search(passages, question, top_k)
+            retrieved = search.find(question, top_k)
             search_seconds = time.perf_counter() - started
             show_retrieved(screen, question, len(passages), len(retrieved), search_seconds)
             texts, titles = [p.text for p in retrieved], [p.title for p in retrieved]

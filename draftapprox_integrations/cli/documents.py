@@ -1,6 +1,6 @@
 """Documents for the command line: read files, split them into passages, search the passages.
 
-pypdf reads PDF files, bm25s ranks. In a LangChain or LlamaIndex pipeline, use their loaders and retrievers instead.
+pypdf reads PDF files, BM25 ranks. In a LangChain or LlamaIndex pipeline, use their loaders and retrievers instead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidInputError, MissingDependencyError
+from ..specpc.scoring.bm25 import BM25Index
 from ..specpc.text.segmentation import sentences
 
 SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst", ".pdf")
@@ -108,17 +109,33 @@ def split(text: str, max_characters: int) -> list[str]:
     return pieces
 
 
-def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]:
-    """Return the `top_k` passages that BM25 ranks highest for `query`, best first."""
-    import bm25s
+class Search:
+    """BM25 over passages and their titles, with the words of every script, as `compress` has them.
 
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs to stderr at level DEBUG
-    corpus = bm25s.tokenize([f"{p.title}\n{p.text}" for p in passages], stopwords="en", show_progress=False)
-    index = bm25s.BM25()
-    index.index(corpus, show_progress=False)
-    tokens = bm25s.tokenize(query, stopwords="en", show_progress=False)
-    ranked, _ = index.retrieve(tokens, k=min(top_k, len(passages)), show_progress=False)
-    return [passages[int(i)] for i in ranked[0]]
+    Args:
+        passages: The passages.
+    """
+
+    def __init__(self, passages: Sequence[Passage]):
+        self._passages = passages
+        self._index = BM25Index([f"{p.title}\n{p.text}" for p in passages], range(len(passages)))
+
+    def find(self, query: str, top_k: int) -> list[Passage]:
+        """Return the `top_k` passages that fit `query` best, best first; of equal ones the first.
+
+        Where no passage shares a word with the query (a question of stop words, documents of emoji) these are the first
+        passages, and a warning says so.
+        """
+        scores = self._index.scores(query)
+        if not bool((scores > 0).any()):
+            logger.warning("no passage shares a word with %r: the search returns the first ones", query)
+        best = scores.argsort(descending=True, stable=True)[:top_k]
+        return [self._passages[index] for index in best.tolist()]
+
+
+def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]:
+    """Search once; for several queries make a `Search`."""
+    return Search(passages).find(query, top_k)
 
 
 def _read_pdf(path: Path) -> list[tuple[str, str]]:
