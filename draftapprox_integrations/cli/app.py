@@ -7,14 +7,13 @@ import sys
 try:
     import typer
 
-    from .terminal import DraftOption, load_compressor, notes, report_errors, screen
+    from .terminal import DraftOption, load_compressor, notes, report_errors, screen, show_warnings
 except ImportError as error:
     if (error.name or "").startswith("draftapprox_integrations"):
         raise
     sys.exit('The command line needs a few more packages: pip install "draftapprox-integrations[cli]"')
 
 import json
-import logging
 import time
 import warnings
 from enum import StrEnum
@@ -81,14 +80,14 @@ def main(
     ] = False,
 ) -> None:
     """Draft-based Approximate Inference for RAG: keep the context that a small draft model attends to."""
-    logging.getLogger("draftapprox_integrations").addHandler(logging.StreamHandler())
+    show_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 @app.command()
 def ask(
     questions: Annotated[list[str], typer.Argument(help="One or more questions.", show_default=False)],
-    docs: Annotated[Path, typer.Option(help="Folder (or file) to answer from: .md, .txt, .rst, .pdf.")],
+    docs: Annotated[Path, typer.Option(help="Folder (or file) to answer from: text, PDF, office files.")],
     model: Annotated[
         str, typer.Option(help="Target model that answers: hub id, folder, .gguf file, or 'default'.")
     ] = "default",
@@ -157,7 +156,7 @@ def ask(
 @app.command()
 def compress(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Text, Markdown or PDF files; stdin if none is given.")
+        list[Path] | None, typer.Argument(help="Text, PDF or office files; stdin if none is given.")
     ] = None,
     *,
     query: Annotated[str, typer.Option("--query", "-q", help="Question that decides which text matters.")],
@@ -174,7 +173,7 @@ def compress(
     """Compress files or stdin with SpecPC and write the kept text, or JSON, to stdout; token counts go to stderr."""
     with report_errors():
         from ..specpc.validation import check_budget, check_query
-        from .documents import read_file
+        from .reading import read_file
 
         check_budget(max_tokens, keep_ratio)
         check_query(query)
@@ -221,7 +220,9 @@ def _check_writable(html: Path | None) -> None:
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         notes.print("Reading from the terminal; end with Ctrl-D.", style="dim")
-    data = sys.stdin.buffer.read()
-    if b"\0" in data[:4096]:
-        raise InvalidInputError("standard input is not text")
-    return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    from .reading import UnreadableFileError, decode
+
+    try:
+        return decode(sys.stdin.buffer.read(), "standard input")
+    except UnreadableFileError as error:
+        raise InvalidInputError(f"cannot read standard input: {error}") from error

@@ -58,7 +58,7 @@ def calibrate(
 
 
 def ingest(
-    docs: Annotated[Path, typer.Argument(help="Folder (or file) to read: .md, .txt, .rst, .pdf.")],
+    docs: Annotated[Path, typer.Argument(help="Folder (or file) to read: text, PDF, office files.")],
     store: Annotated[Path, typer.Option(help="File of the passage store; created if missing.")],
     draft: DraftOption = "default",
     max_mb: Annotated[int, typer.Option(min=1, help="Maximum size of the store in MiB.")] = 4096,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,20 @@ def load_compressor(draft: str, *, store: PassageStore | Path | None = None, **s
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         return SpecPC(draft, compression=CompressionConfig(**settings), store=store)
+
+
+class _Notes(logging.Handler):
+    """Shows the package's warnings through `notes`, so that they do not tear a status line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        notes.print(escape(record.getMessage()), soft_wrap=True)
+
+
+def show_warnings() -> None:
+    """Let the package's log records appear on stderr, each once."""
+    log = logging.getLogger("draftapprox_integrations")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes())
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def test_compress_files_to_json() -> None:
         (["compress", "-q", " ", "--max-tokens", 5], b"text", "query must be a non-empty string"),
         (["compress", "-q", "why?", "--html", "/nowhere/x.html"], b"text", "cannot write /nowhere/x.html"),
         (["compress", "-q", "why?", "/nowhere.txt"], b"", "cannot read /nowhere.txt"),
-        (["compress", "-q", "why?"], b"\x00\x01", "standard input is not text"),
+        (["compress", "-q", "why?"], b"\x00\x01", "cannot read standard input: it is not text"),
         (["compress", "-q", "why?", "--draft", "/nowhere"], b"text", "there is no file or folder '/nowhere'"),
         (["compress", "-q", "why?", "--max-tokens", 0], b"text", "max_tokens must be an integer >= 1; got 0"),
     ],
