@@ -34,12 +34,15 @@ class Passage:
     Attributes:
         text: Text of the passage.
         title: Title of the document; with the page, slide, sheet or chapter where it has some.
-        file: Name of the document's file.
+        file: The document's file, relative to the folder.
+        number, of: It is the `number`-th of `of` passages with this title and file.
     """
 
     text: str
     title: str
     file: str
+    number: int = 1
+    of: int = 1
 
 
 def read_folder(folder: Path, max_characters: int = PASSAGE_CHARACTERS) -> list[Passage]:
@@ -60,22 +63,23 @@ def read_folder(folder: Path, max_characters: int = PASSAGE_CHARACTERS) -> list[
     if not folder.exists():
         raise InvalidInputError(f"there is no folder {str(folder)!r}")
     if folder.is_file():
-        passages = _passages(folder, read_file(folder), max_characters)
+        passages = _passages(folder, folder.name, read_file(folder), max_characters)
         if not passages:
             raise InvalidInputError(f"no text found in {str(folder)!r}")
         return passages
     passages = []
     skipped: dict[str, list[str]] = {}
     for file in sorted(_files_under(folder)):
+        name = file.relative_to(folder).as_posix()
         try:
-            found = _passages(file, _read(file), max_characters)
+            found = _passages(file, name, _read(file), max_characters)
             if not found:
                 raise UnreadableFileError(
                     "no text in it (a scan?)" if file.suffix.lower() == ".pdf" else "no text in it"
                 )
             passages += found
         except UnreadableFileError as error:
-            skipped.setdefault(str(error), []).append(file.name)
+            skipped.setdefault(str(error), []).append(name)
     for reason, names in skipped.items():
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
         logger.warning("skipped %d file%s: %s (%s)", len(names), "s" if len(names) > 1 else "", reason, shown)
@@ -96,9 +100,13 @@ def _read(file: Path) -> list[tuple[str, str]]:
     return read_parts(file)
 
 
-def _passages(file: Path, parts: Sequence[tuple[str, str]], max_characters: int) -> list[Passage]:
+def _passages(file: Path, name: str, parts: Sequence[tuple[str, str]], max_characters: int) -> list[Passage]:
     layout = _LAYOUTS.get(file.suffix.lower(), "text")
-    return [Passage(piece, title, file.name) for title, text in parts for piece in split(text, max_characters, layout)]
+    passages = []
+    for title, text in parts:
+        pieces = split(text, max_characters, layout)
+        passages += [Passage(piece, title, name, number, len(pieces)) for number, piece in enumerate(pieces, 1)]
+    return passages
 
 
 def _files_under(folder: Path) -> Iterator[Path]:
