@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -71,13 +72,23 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
         dispatcher.event(ReRankEndEvent(nodes=compressed))
         return compressed, result
 
-    def ingest(self, nodes: Sequence[BaseNode]) -> int:
+    async def acompress(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | str | None = None
+    ) -> tuple[list[NodeWithScore], CompressionResult | None]:
+        """`compress` in a worker thread."""
+        return await asyncio.to_thread(self.compress, nodes, query_bundle)
+
+    def ingest(self, nodes: Sequence[BaseNode], *, progress: Callable[[int, int], object] | None = None) -> int:
         """Read nodes into the store before any query; return the number of tokens read.
+
+        Args:
+            nodes: The nodes.
+            progress: Called as progress(done, nodes with text); see `SpecPC.ingest`.
 
         Raises:
             InvalidInputError: as `SpecPC.ingest`.
         """
-        return self._ingest_items([_as_item(node) for node in nodes])
+        return self._ingest_items([_as_item(node) for node in nodes], progress)
 
     def _copy(self, original: NodeWithScore, item: KeptItem) -> NodeWithScore:
         node = copy_model(original.node, shared={"obj"})  # of an IndexNode, often a whole index
