@@ -70,16 +70,17 @@ def _lines(text: str, max_characters: int, *, header: bool) -> list[Unit]:
     """Lines that are not blank; with a header, rows of a table, whose quoted cells may span lines."""
     rows: list[Unit] = []
     clusters = Clusters(text)
-    start = position = 0
+    start = position = quotes = 0
     for line in text.splitlines(keepends=True):
         position += len(line)
-        inside_cell = header and text.count('"', start, position) % 2 and "\n\n" not in text[start:position]
+        quotes += line.count('"')
+        if header and quotes % 2 and position - start <= max_characters:
+            continue  # inside a cell; a longer one is a quote that is never closed
         row = text[start:position].rstrip()
-        if row and not inside_cell:
+        if row:
             speaks = len(text) if header and not rows else None
             rows += cut(text, Unit(start, start + len(row), speaks), max_characters, clusters)
-        if not inside_cell:
-            start = position
+        start, quotes = position, 0
     if text[start:].strip():
         rows += cut(text, Unit(start, len(text.rstrip())), max_characters, clusters)
     return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
 from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.scoring.embedder import Embedder, check_embedder
+from ..specpc.scoring.per_passage import Progress
 from ..specpc.scoring.registry import ScorerSpec, check_scorer
 from ..specpc.store.passage_store import PassageStore
 from ..specpc.store.sqlite import store_identity
@@ -257,9 +258,7 @@ class SpecPCBase(BaseModel):
             metadata_key=self.metadata_key,
         )
 
-    def _ingest_items(
-        self, items: Sequence[RetrievedItem], progress: Callable[[int, int], object] | None = None
-    ) -> int:
+    def _ingest_items(self, items: Sequence[RetrievedItem], progress: Progress | None = None) -> int:
         with_text = [item for item in items if item.text and item.text.strip()]
         titles = [title_of(item.metadata, self.title_keys) for item in with_text]
         return self.load().ingest([item.text or "" for item in with_text], titles, progress=progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..frameworks.items import KeptItem, RetrievedItem, copy_model
 from ..frameworks.retrieval import FIELDS, SpecPCBase
 from ..frameworks.signatures import inherit_constructor
 from ..results import CompressionResult
+from ..specpc.scoring.per_passage import Progress
 from ..specpc.validation import as_number
 
 
@@ -114,7 +115,7 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
         kept, result = self._compress_items([_as_item(document) for document in documents], input["query"])
         return [self._copy(documents[item.index], item) for item in kept], result
 
-    def ingest(self, documents: Sequence[Document], *, progress: Callable[[int, int], object] | None = None) -> int:
+    def ingest(self, documents: Sequence[Document], *, progress: Progress | None = None) -> int:
         """Read documents into the store before any query; return the number of tokens read.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -16,6 +16,7 @@ from ..frameworks.items import KeptItem, RetrievedItem, copy_model
 from ..frameworks.retrieval import FIELDS, SpecPCBase
 from ..frameworks.signatures import inherit_constructor
 from ..results import CompressionResult
+from ..specpc.scoring.per_passage import Progress
 
 dispatcher = get_dispatcher(__name__)
 
@@ -78,7 +79,7 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
         """`compress` in a worker thread."""
         return await asyncio.to_thread(self.compress, nodes, query_bundle)
 
-    def ingest(self, nodes: Sequence[BaseNode], *, progress: Callable[[int, int], object] | None = None) -> int:
+    def ingest(self, nodes: Sequence[BaseNode], *, progress: Progress | None = None) -> int:
         """Read nodes into the store before any query; return the number of tokens read.
 
         Args:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from .calibration.calibrate import calibrate
 from .scoring.embedder import Embedder, check_embedder
 from .scoring.fusion import attention_of
 from .scoring.heads import HeadSet, check_heads, find_heads
-from .scoring.per_passage import CalibratedHeadsScorer
+from .scoring.per_passage import CalibratedHeadsScorer, Progress
 from .scoring.prompt import PromptBuilder
 from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_scorer
 from .scoring.scorer import Scorer, check_scores
@@ -225,11 +225,7 @@ class SpecPC:
         return await asyncio.to_thread(self.compress, passages, query, **options)
 
     def ingest(
-        self,
-        passages: Iterable[str],
-        titles: Sequence[str | None] | None = None,
-        *,
-        progress: Callable[[int, int], object] | None = None,
+        self, passages: Iterable[str], titles: Sequence[str | None] | None = None, *, progress: Progress | None = None
     ) -> int:
         """Read passages ahead of any query and keep their keys in the store.
 

@@ -47,6 +47,8 @@ INGESTED_TOGETHER = 16
 # Every key meets queries that are 1 to this many tokens, plus the query's length, behind it.
 BUCKET = 64
 
+Progress = Callable[[int, int], object]  # takes the number of passages done, and of all
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -163,7 +165,7 @@ class CalibratedHeadsScorer(AttentionScorer):
                 scores[piece.passage][head, piece.start : stop] = attention[len(piece.header) :]
         return scores, [tokens.spans for tokens in encoded], tokens_read + query_tokens
 
-    def ingest(self, passages: Sequence[Passage], progress: Callable[[int, int], object] | None = None) -> int:
+    def ingest(self, passages: Sequence[Passage], progress: Progress | None = None) -> int:
         """Compute the passages' keys and put them into the store; the number of tokens read for that.
 
         Args:

@@ -81,7 +81,7 @@ async def test_both_give_the_same_texts_notes_and_result(tiny: LoadedModel) -> N
     kept_documents, first = compressor.compress(documents, question)
     kept_nodes, second = postprocessor.compress(nodes, question)
     assert kept_documents == compressor.compress_documents(documents, question)
-    assert [node.node.text for node in kept_nodes] == [document.page_content for document in kept_documents]
+    assert [node.node.get_content() for node in kept_nodes] == [document.page_content for document in kept_documents]
     assert first is not None
     assert second is not None
     assert first.passages == second.passages
@@ -100,7 +100,7 @@ async def test_both_give_the_same_texts_notes_and_result(tiny: LoadedModel) -> N
     assert first_again is not None
     assert first_again.passages == first.passages
     nodes_again, result_again = await postprocessor.acompress(nodes, question)
-    assert [node.node.text for node in nodes_again] == [node.node.text for node in kept_nodes]
+    assert [node.node.get_content() for node in nodes_again] == [node.node.get_content() for node in kept_nodes]
     assert result_again is not None
     assert result_again.passages == second.passages
 
