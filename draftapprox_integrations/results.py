@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class CompressedPassage:
         tokens_before, tokens_after: Tokens of `original` and of `text`.
         heat: (start, end, score >= 0) of each token the draft read, or of each sentence for a scorer without a draft;
             empty if everything fitted.
+        title: The title it was scored with, None without one.
     """
 
     original: str = field(repr=False)
@@ -35,6 +36,7 @@ class CompressedPassage:
     tokens_before: int
     tokens_after: int
     heat: list[tuple[int, int, float]] = field(default_factory=list, repr=False)
+    title: str | None = field(default=None, repr=False)
 
     @property
     def whole(self) -> bool:
@@ -45,8 +47,13 @@ class CompressedPassage:
 class Renderer(Protocol):
     """Draws a `CompressionResult` as HTML; `SpecPC` uses `report.heatmap.Heatmap`."""
 
-    def page(self, result: CompressionResult) -> str:
-        """A whole HTML document."""
+    def page(
+        self,
+        result: CompressionResult,
+        answers: Mapping[str, str] | None = None,
+        sources: Sequence[str | None] | None = None,
+    ) -> str:
+        """A whole HTML document; see `CompressionResult.to_html`."""
 
     def fragment(self, result: CompressionResult) -> str:
         """The same view for a notebook cell."""
@@ -97,6 +104,7 @@ class CompressionResult:
             "timings": self.timings,
             "passages": [
                 {
+                    "title": p.title,
                     "text": p.text,
                     "kept": [list(span) for span in p.kept],
                     "score": None if math.isnan(p.score) else p.score,
@@ -107,9 +115,17 @@ class CompressionResult:
             ],
         }
 
-    def to_html(self) -> str:
-        """A self-contained page: the passages as a heat map, kept text bright, dropped text faded."""
-        return self.renderer.page(self)
+    def to_html(self, *, answers: Mapping[str, str] | None = None, sources: Sequence[str | None] | None = None) -> str:
+        """A self-contained page: the passages as a heat map, kept text bright, dropped text faded.
+
+        Args:
+            answers: Answers to show above the passages, by their heading: {"Answer": "In 1932."}.
+            sources: Per passage where it comes from, such as a file's name, or None; shown beside its title.
+
+        Raises:
+            InvalidInputError: another number of sources than passages.
+        """
+        return self.renderer.page(self, answers, sources)
 
     def _repr_html_(self) -> str:
         return self.renderer.fragment(self)

@@ -7,14 +7,13 @@ import sys
 try:
     import typer
 
-    from .terminal import DraftOption, load_compressor, notes, report_errors, screen
+    from .terminal import DraftOption, load_compressor, notes, report_errors, screen, show_warnings
 except ImportError as error:
     if (error.name or "").startswith("draftapprox_integrations"):
         raise
     sys.exit('The command line needs a few more packages: pip install "draftapprox-integrations[cli]"')
 
 import json
-import logging
 import time
 import warnings
 from enum import StrEnum
@@ -57,13 +56,22 @@ class Method(StrEnum):
     full = "full"
 
 
-TokensOption = Annotated[int | None, typer.Option(help="Maximum number of context tokens to keep.")]
+# Typer shows no default where it is None, so these say what happens then.
 RatioOption = Annotated[
-    float | None, typer.Option(help="Share of the context's tokens to keep, in (0, 1]; instead of --max-tokens.")
+    float | None,
+    typer.Option(
+        help="Share of the context's tokens to keep, in (0, 1]; instead of --max-tokens.", show_default="--max-tokens"
+    ),
 ]
 UnitOption = Annotated[Unit, typer.Option(help="Unit of text that is kept or dropped.")]
-StoreOption = Annotated[Path | None, typer.Option(help="Passage store to read and fill; see ingest.")]
-HtmlOption = Annotated[Path | None, typer.Option(help="Also write a heat map of the kept text to this HTML file.")]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(help="Passage store to read and fill; see ingest.", show_default="memory, until the command ends"),
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(help="Also write a heat map of the kept text to this HTML file.", show_default="none"),
+]
 
 
 def _show_version(requested: bool) -> None:
@@ -81,19 +89,25 @@ def main(
     ] = False,
 ) -> None:
     """Draft-based Approximate Inference for RAG: keep the context that a small draft model attends to."""
-    logging.getLogger("draftapprox_integrations").addHandler(logging.StreamHandler())
+    show_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 @app.command()
 def ask(
     questions: Annotated[list[str], typer.Argument(help="One or more questions.", show_default=False)],
-    docs: Annotated[Path, typer.Option(help="Folder (or file) to answer from: .md, .txt, .rst, .pdf.")],
+    docs: Annotated[Path, typer.Option(help="Folder (or file) to answer from: text, PDF, office files.")],
     model: Annotated[
         str, typer.Option(help="Target model that answers: hub id, folder, .gguf file, or 'default'.")
     ] = "default",
     draft: DraftOption = "default",
-    max_tokens: TokensOption = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum number of context tokens to keep.",
+            show_default=f"{DEFAULT_BUDGET}; all with --method speckv and full",
+        ),
+    ] = None,
     keep_ratio: RatioOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of passages to retrieve.")] = 12,
     granularity: UnitOption = Unit.sentence,
@@ -104,17 +118,27 @@ def ask(
     kv: Annotated[
         int, typer.Option(min=32, help="KV pairs kept per layer and KV head, with speckv and speckvpc.")
     ] = 256,
-    compare: Annotated[bool, typer.Option("--compare", help="Answer from the uncompressed context too.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Answer from the uncompressed context too.", show_default="off")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 48,
     store: StoreOption = None,
     html: HtmlOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Write JSON to stdout instead: one object per question, each on a line of its own.",
+            show_default="off",
+        ),
+    ] = False,
 ) -> None:
     """Answer questions from a folder of documents: retrieve (BM25), compress, answer."""
     with report_errors():
         from ..chat.answering import answer
         from ..specpc.validation import check_budget, check_query
-        from .ask_report import show_answers, show_kept, show_retrieved
-        from .documents import read_folder, search
+        from .ask_report import Asked, as_line, show_answers, show_kept, show_retrieved
+        from .documents import Search, read_folder
 
         check_budget(max_tokens, keep_ratio)
         _check_writable(html)
@@ -132,40 +156,53 @@ def ask(
         compressor = load_compressor(draft, store=store, granularity=granularity.value)
         target = _load_target(model, draft, compressor.draft)
         engine, full_engine = _engines(target, compressor.draft, method, kv)
+        search = Search(passages)
         for number, question in enumerate(questions, 1):
             started = time.perf_counter()
-            retrieved = search(passages, question, top_k)
+            retrieved = search.find(question, top_k)
             search_seconds = time.perf_counter() - started
-            show_retrieved(screen, question, len(passages), len(retrieved), search_seconds)
+            if not as_json:
+                show_retrieved(screen, question, len(passages), len(retrieved), search_seconds)
             texts, titles = [p.text for p in retrieved], [p.title for p in retrieved]
             with notes.status("The draft scores the passages ..."):
                 result = compressor.compress(
                     texts, question, max_tokens=max_tokens, keep_ratio=keep_ratio, titles=titles
                 )
-            show_kept(screen, retrieved, result)
+            if not as_json:
+                show_kept(screen, retrieved, result)
             with notes.status("Answering ..."):
                 compressed = answer(engine, [p.text for p in result.passages if p.text], question, max_new_tokens)
                 full = answer(full_engine, texts, question, max_new_tokens) if compare else None
-            show_answers(screen, result, compressed, full, search_seconds)
+            asked = Asked(retrieved, result, compressed, full, search_seconds)
+            if as_json:
+                sys.stdout.write(as_line(asked, target.name, method.value) + "\n")
+                sys.stdout.flush()
+            else:
+                show_answers(screen, asked)
             if html is not None:
                 page = html if number == 1 else html.with_stem(f"{html.stem}-{number}")
-                page.write_text(result.to_html(), encoding="utf-8")
-                screen.print(f"Heat map: {page}")
+                page.write_text(result.to_html(answers=asked.answers(), sources=[p.file for p in retrieved]), "utf-8")
+                (notes if as_json else screen).print(f"Heat map: {page}")
 
 
 @app.command()
 def compress(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Text, Markdown or PDF files; stdin if none is given.")
+        list[Path] | None, typer.Argument(help="Text, PDF or office files; stdin if none is given.")
     ] = None,
     *,
     query: Annotated[str, typer.Option("--query", "-q", help="Question that decides which text matters.")],
     draft: DraftOption = "default",
-    max_tokens: TokensOption = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of context tokens to keep.", show_default="1024")
+    ] = None,
     keep_ratio: RatioOption = None,
     granularity: UnitOption = Unit.sentence,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Write the whole result as JSON: texts, spans, scores, counts, timings.")
+        bool,
+        typer.Option(
+            "--json", help="Write the whole result as JSON: texts, spans, scores, counts, timings.", show_default="off"
+        ),
     ] = False,
     store: StoreOption = None,
     html: HtmlOption = None,
@@ -173,13 +210,15 @@ def compress(
     """Compress files or stdin with SpecPC and write the kept text, or JSON, to stdout; token counts go to stderr."""
     with report_errors():
         from ..specpc.validation import check_budget, check_query
-        from .documents import read_file
+        from .reading import read_file
 
         check_budget(max_tokens, keep_ratio)
         check_query(query)
         _check_writable(html)
-        documents = [part for file in files for part in read_file(file)] if files else [(None, _read_stdin())]
-        titles, texts = [title for title, _ in documents], [text for _, text in documents]
+        documents: list[tuple[str | None, str | None, str]] = [(None, None, _read_stdin())] if not files else []
+        for file in files or ():
+            documents += [(file.name, title, text) for title, text in read_file(file)]
+        titles, texts = [title for _, title, _ in documents], [text for _, _, text in documents]
         compressor = load_compressor(draft, store=store, granularity=granularity.value)
         result = compressor.compress(texts, query, max_tokens=max_tokens, keep_ratio=keep_ratio, titles=titles)
         if as_json:
@@ -187,7 +226,7 @@ def compress(
         else:
             sys.stdout.write("\n\n".join(passage.text for passage in result.passages if passage.text) + "\n")
         if html is not None:
-            html.write_text(result.to_html(), encoding="utf-8")
+            html.write_text(result.to_html(sources=[name for name, _, _ in documents]), encoding="utf-8")
         notes.print(
             f"{result.tokens_before:,} -> {result.tokens_after:,} tokens ({result.keep_ratio:.0%}) "
             f"in {result.timings['total']:.2f} s, counted by {result.tokenizer}",
@@ -220,7 +259,9 @@ def _check_writable(html: Path | None) -> None:
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         notes.print("Reading from the terminal; end with Ctrl-D.", style="dim")
-    data = sys.stdin.buffer.read()
-    if b"\0" in data[:4096]:
-        raise InvalidInputError("standard input is not text")
-    return data.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    from .reading import UnreadableFileError, decode
+
+    try:
+        return decode(sys.stdin.buffer.read(), "standard input")
+    except UnreadableFileError as error:
+        raise InvalidInputError(f"cannot read standard input: {error}") from error

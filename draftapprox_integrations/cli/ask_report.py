@@ -1,8 +1,10 @@
-"""Output of `draftapprox ask`: retrieved passages, kept text, answers, and the seconds of each step."""
+"""Output of `draftapprox ask`, for people or as JSON: passages, kept text, answers, and the seconds of each step."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.panel import Panel
@@ -11,7 +13,9 @@ from rich.text import Text
 
 from ..results import CompressedPassage, CompressionResult, Generation
 from .documents import Passage
+from .labels import labels
 
+_NUMBERS = 28  # columns that the numbers of the table take, with the space around them
 _CONTEXT = 60  # characters shown at each end of a dropped span
 
 
@@ -29,12 +33,13 @@ def show_kept(console: Console, retrieved: Sequence[Passage], result: Compressio
     table.add_column("passage", overflow="ellipsis", no_wrap=True, ratio=1)
     for heading in ("score", "tokens", "kept"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    for number, (source, passage) in enumerate(zip(retrieved, result.passages, strict=True), 1):
+    names = labels(retrieved, max(console.width - _NUMBERS, 10))
+    for number, (name, passage) in enumerate(zip(names, result.passages, strict=True), 1):
         style = "" if passage.text else "dim"
         score = "" if passage.score != passage.score else f"{passage.score:.3f}"
         table.add_row(
             str(number),
-            Text(f"{source.title} ({source.file})"),
+            Text(name),
             score,
             str(passage.tokens_before),
             str(passage.tokens_after or "-"),
@@ -42,9 +47,10 @@ def show_kept(console: Console, retrieved: Sequence[Passage], result: Compressio
         )
     console.print(table)
     in_colour = console.color_system is not None
-    for number, (source, passage) in enumerate(zip(retrieved, result.passages, strict=True), 1):
+    names = labels(retrieved, max(console.width - 10, 10))
+    for number, (name, passage) in enumerate(zip(names, result.passages, strict=True), 1):
         if passage.text:
-            title = Text(f"{number}. {source.title}")
+            title = Text(f"{number}. {name}")
             console.print(Panel(marked(passage, in_colour), title=title, title_align="left", border_style="dim"))
     if result.draft_tokens:
         console.print(
@@ -75,10 +81,75 @@ def marked(passage: CompressedPassage, colour: bool) -> Text:
     return text
 
 
-def show_answers(
-    console: Console, result: CompressionResult, compressed: Generation, full: Generation | None, search_seconds: float
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """One question, answered.
+
+    Attributes:
+        retrieved: The passages that were found, best first.
+        result: What the draft kept of them.
+        compressed: The answer from what was kept.
+        full: The answer from all of it, with `--compare`.
+        search_seconds: Seconds of the search.
+    """
+
+    retrieved: Sequence[Passage]
+    result: CompressionResult
+    compressed: Generation
+    full: Generation | None
+    search_seconds: float
+
+    def answers(self) -> dict[str, str]:
+        """Return the answers by their headings."""
+        found = {"Answer": _text_of(self.compressed)}
+        return found if self.full is None else found | {"Answer from the full context": _text_of(self.full)}
+
+
+def as_line(asked: Asked, model: str, method: str) -> str:
+    """Return a question and its answer as one line of JSON; docs/guides/command_line.md names its keys.
+
+    Args:
+        asked: The question.
+        model: Name of the target.
+        method: Value of `--method`.
+    """
+    result = asked.result.to_dict()
+    kept = [
+        {"file": source.file, "number": source.number, **entry, "original": source.text}
+        for source, entry in zip(asked.retrieved, result.pop("passages"), strict=True)
+        if entry["text"]
+    ]
+    steps = result.pop("timings")
+    line = {
+        "question": result.pop("query"),
+        "answer": asked.compressed.text.strip(),
+        "passages": kept,
+        "retrieved": len(asked.retrieved),
+        **result,
+        "model": model,
+        "method": method,
+        **_counts(asked.compressed),
+        "timings": {"search": asked.search_seconds, "compress": steps, "answer": asked.compressed.timings},
+    }
+    if asked.full is not None:
+        timings = {"timings": asked.full.timings}
+        line["full"] = {"answer": asked.full.text.strip(), **_counts(asked.full), **timings}
+    return json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def _counts(generation: Generation) -> dict[str, object]:
+    usage = generation.usage
+    return {
+        "finish_reason": generation.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "kept_kv": usage.kept_kv,
+    }
+
+
+def show_answers(console: Console, asked: Asked) -> None:
     """Print the answer and where the time went, next to the uncompressed run if there is one."""
+    result, compressed, full, search_seconds = asked.result, asked.compressed, asked.full, asked.search_seconds
     _show_answer(console, compressed, "answer", "green")
     if full is not None:
         _show_answer(console, full, "answer from the full context", "yellow")
@@ -110,8 +181,12 @@ def show_answers(
 
 
 def _show_answer(console: Console, generation: Generation, title: str, colour: str) -> None:
-    text = Text(generation.text.strip() or "(nothing)")
+    text = Text(_text_of(generation))
     console.print(Panel(text, title=title, title_align="left", border_style=colour))
+
+
+def _text_of(generation: Generation) -> str:
+    return generation.text.strip() or "(nothing)"
 
 
 def _seconds(value: float) -> str:

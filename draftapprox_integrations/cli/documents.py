@@ -1,6 +1,6 @@
-"""Documents for the command line: read files, split them into passages, search the passages.
+"""Documents for the command line: the passages of a folder, and the search for them.
 
-pypdf reads PDF files, bm25s ranks. In a LangChain or LlamaIndex pipeline, use their loaders and retrievers instead.
+In a LangChain or LlamaIndex pipeline, use their loaders and retrievers instead.
 """
 
 from __future__ import annotations
@@ -11,133 +11,138 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InvalidInputError, MissingDependencyError
-from ..specpc.text.segmentation import sentences
+from ..errors import InvalidInputError
+from ..specpc.scoring.bm25 import BM25Index
+from .reading import KINDS, SUFFIXES, TEXT_SUFFIXES, UnreadableFileError, read_file, read_parts
+from .splitting import Layout, split
 
-SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst", ".pdf")
+PASSAGE_CHARACTERS = 1000
+MOST_TEXT = 32 << 20  # bytes: a larger text in a folder is a dump of data, and would take minutes to split
+
+# Beside hidden ones, folders that hold what programs made.
+_MADE_BY_PROGRAMS = ("__pycache__", "node_modules")
+_LAYOUTS: dict[str, Layout] = {".csv": "table", ".tsv": "table", ".jsonl": "lines", ".ndjson": "lines"}
+_NAMES_SHOWN = 3
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive sentences of a document.
+    """Consecutive sentences, rows or items of a document.
 
     Attributes:
         text: Text of the passage.
-        title: Title of the document; for a PDF, with the page number.
-        file: Name of the document's file.
+        title: Title of the document; with the page, slide, sheet or chapter where it has some.
+        file: The document's file, relative to the folder.
+        number, of: It is the `number`-th of `of` passages with this title and file.
     """
 
     text: str
     title: str
     file: str
+    number: int = 1
+    of: int = 1
 
 
-def read_file(path: Path) -> list[tuple[str, str]]:
-    """Read a document into (title, text) pairs: one for a text file, one per non-empty page for a PDF.
+def read_folder(folder: Path, max_characters: int = PASSAGE_CHARACTERS) -> list[Passage]:
+    """Read all documents under `folder` and split them into passages.
 
-    Raises:
-        InvalidInputError: the file does not exist, cannot be read, or is not text.
-        MissingDependencyError: the file is a PDF and pypdf is not installed.
-    """
-    try:
-        if path.suffix.lower() == ".pdf":
-            return _read_pdf(path)
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
-    if b"\0" in data[:4096]:
-        raise InvalidInputError(f"{path} is not a text file: it holds NUL bytes. Give text (UTF-8) or .pdf files.")
-    text = data.decode("utf-8", errors="replace").removeprefix("\ufeff")
-    if "\ufffd" in text and "\ufffd".encode() not in data:
-        logger.warning("%s is not UTF-8: bytes that could not be decoded are shown as \ufffd", path)
-    return [(_title(text, path), text)]
-
-
-def read_folder(folder: Path, max_characters: int = 1000) -> list[Passage]:
-    """Read all documents under `folder` and split them into passages; skip unreadable files with a warning.
+    Files that are not read are named in a warning, one line per reason. Hidden files and folders, and folders that
+    programs make (`node_modules`), are left out silently.
 
     Args:
         folder: Folder that is searched, with its subfolders, for the suffixes in `SUFFIXES`; or a single file of any
             suffix.
-        max_characters: Approximate maximum number of characters of a passage; sentences stay whole.
+        max_characters: Approximate maximum number of characters of a passage; sentences, rows and items stay whole.
 
     Raises:
-        InvalidInputError: the folder does not exist or contains no text.
+        InvalidInputError: the folder does not exist or contains no text; the single file cannot be read.
+        MissingDependencyError: a package that reads the single file's format is not installed.
     """
     if not folder.exists():
         raise InvalidInputError(f"there is no folder {str(folder)!r}")
-    files = [folder] if folder.is_file() else sorted(_documents_under(folder))
+    if folder.is_file():
+        passages = _passages(folder, folder.name, read_file(folder), max_characters)
+        if not passages:
+            raise InvalidInputError(f"no text found in {str(folder)!r}")
+        return passages
     passages = []
-    for file in files:
+    skipped: dict[str, list[str]] = {}
+    for file in sorted(_files_under(folder)):
+        name = file.relative_to(folder).as_posix()
         try:
-            parts = read_file(file)
-        except InvalidInputError as error:
-            logger.warning("skipped: %s", error)
-            continue
-        passages += [Passage(piece, title, file.name) for title, text in parts for piece in split(text, max_characters)]
+            found = _passages(file, name, _read(file), max_characters)
+            if not found:
+                raise UnreadableFileError(
+                    "no text in it (a scan?)" if file.suffix.lower() == ".pdf" else "no text in it"
+                )
+            passages += found
+        except UnreadableFileError as error:
+            skipped.setdefault(str(error), []).append(name)
+    for reason, names in skipped.items():
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+        logger.warning("skipped %d file%s: %s (%s)", len(names), "s" if len(names) > 1 else "", reason, shown)
     if not passages:
-        raise InvalidInputError(f"no text found under {str(folder)!r}; it looks for {', '.join(SUFFIXES)}")
+        raise InvalidInputError(f"no text found under {str(folder)!r}; it looks for {KINDS}")
     return passages
 
 
-def _documents_under(folder: Path) -> Iterator[Path]:
+def _read(file: Path) -> list[tuple[str, str]]:
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UnreadableFileError(f"{suffix} is not read" if suffix else "files without a suffix are not read")
+    try:
+        if suffix in TEXT_SUFFIXES and file.stat().st_size > MOST_TEXT:
+            raise UnreadableFileError(f"text of more than {MOST_TEXT >> 20} MiB is not read in a folder")
+    except OSError as error:
+        raise UnreadableFileError(error.strerror or str(error)) from error
+    return read_parts(file)
+
+
+def _passages(file: Path, name: str, parts: Sequence[tuple[str, str]], max_characters: int) -> list[Passage]:
+    layout = _LAYOUTS.get(file.suffix.lower(), "text")
+    passages = []
+    for title, text in parts:
+        pieces = split(text, max_characters, layout)
+        passages += [Passage(piece, title, name, number, len(pieces)) for number, piece in enumerate(pieces, 1)]
+    return passages
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
     def warn(error: OSError) -> None:
         logger.warning("skipped: cannot read %s: %s", error.filename, error.strerror or error)
 
-    for parent, _, names in os.walk(folder, onerror=warn):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    for parent, folders, names in os.walk(folder, onerror=warn):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _MADE_BY_PROGRAMS]
+        # Word's lock files, ~$report.docx, are hidden where it makes them.
+        yield from (Path(parent, name) for name in names if not name.startswith((".", "~$")))
 
 
-def split(text: str, max_characters: int) -> list[str]:
-    """Split text into runs of whole sentences of about `max_characters`; keep headings with the text that follows."""
-    pieces: list[str] = []
-    start = end = None
-    for unit_start, unit_end in sentences(text):
-        heading = text[unit_start:unit_end].startswith("#")
-        full = start is not None and unit_end - start > max_characters
-        late_heading = start is not None and heading and unit_start - start > max_characters // 2
-        if start is not None and (full or late_heading):
-            pieces.append(text[start:end])
-            start = None
-        start = unit_start if start is None else start
-        end = unit_end
-    if start is not None:
-        pieces.append(text[start:end])
-    return pieces
+class Search:
+    """BM25 over passages and their titles, with the words of every script, as `compress` has them.
+
+    Args:
+        passages: The passages.
+    """
+
+    def __init__(self, passages: Sequence[Passage]):
+        self._passages = passages
+        self._index = BM25Index([f"{p.title}\n{p.text}" for p in passages], range(len(passages)))
+
+    def find(self, query: str, top_k: int) -> list[Passage]:
+        """Return the `top_k` passages that fit `query` best, best first; of equal ones the first.
+
+        Where no passage shares a word with the query (a question of stop words, documents of emoji) these are the first
+        passages, and a warning says so.
+        """
+        scores = self._index.scores(query)
+        if not bool((scores > 0).any()):
+            logger.warning("no passage shares a word with %r: the search returns the first ones", query)
+        best = scores.argsort(descending=True, stable=True)[:top_k]
+        return [self._passages[index] for index in best.tolist()]
 
 
 def search(passages: Sequence[Passage], query: str, top_k: int) -> list[Passage]:
-    """Return the `top_k` passages that BM25 ranks highest for `query`, best first."""
-    import bm25s
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs to stderr at level DEBUG
-    corpus = bm25s.tokenize([f"{p.title}\n{p.text}" for p in passages], stopwords="en", show_progress=False)
-    index = bm25s.BM25()
-    index.index(corpus, show_progress=False)
-    tokens = bm25s.tokenize(query, stopwords="en", show_progress=False)
-    ranked, _ = index.retrieve(tokens, k=min(top_k, len(passages)), show_progress=False)
-    return [passages[int(i)] for i in ranked[0]]
-
-
-def _read_pdf(path: Path) -> list[tuple[str, str]]:
-    try:
-        from pypdf import PdfReader
-    except ImportError as error:
-        raise MissingDependencyError('pypdf is needed: pip install "draftapprox-integrations[cli]"') from error
-    try:
-        reader = PdfReader(path)
-        title = (reader.metadata.title if reader.metadata else None) or path.stem
-        pages = [(f"{title}, page {number}", page.extract_text()) for number, page in enumerate(reader.pages, 1)]
-    except Exception as error:  # pypdf lets errors of any type through: broken or encrypted files, missing packages
-        raise InvalidInputError(f"cannot read {path}: {error}") from error
-    return [(name, text) for name, text in pages if text.strip()]
-
-
-def _title(text: str, path: Path) -> str:
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    if path.suffix.lower() in (".md", ".markdown") and not first.startswith("#"):
-        return path.stem
-    first = first.lstrip("# ").strip()
-    return first if 0 < len(first) <= 100 else path.stem
+    """Search once; for several queries make a `Search`."""
+    return Search(passages).find(query, top_k)

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal import DraftOption, load_compressor, notes, report_errors, screen
+from .terminal import DraftOption, load_compressor, notes, progress_bar, report_errors, screen
 
 if TYPE_CHECKING:
     from ..specpc.store.passage_store import PassageStore
-
-INGEST_BATCH = 16  # passages between two updates of the progress line
 
 StoreArgument = Annotated[Path, typer.Argument(help="File of the passage store.")]
 
@@ -24,7 +22,7 @@ def calibrate(
     model: Annotated[str, typer.Option(help="Draft to calibrate: hub id, folder, .gguf file, or 'default'.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="File for the heads; by default the cache, where SpecPC finds them."),
+        typer.Option(help="File for the heads.", show_default="the cache, where SpecPC finds them"),
     ] = None,
     tasks: Annotated[int, typer.Option(min=6, help="Number of questions to invent.")] = 60,
     heads: Annotated[int, typer.Option(min=1, help="Number of heads to choose.")] = 8,
@@ -58,7 +56,7 @@ def calibrate(
 
 
 def ingest(
-    docs: Annotated[Path, typer.Argument(help="Folder (or file) to read: .md, .txt, .rst, .pdf.")],
+    docs: Annotated[Path, typer.Argument(help="Folder (or file) to read: text, PDF, office files.")],
     store: Annotated[Path, typer.Option(help="File of the passage store; created if missing.")],
     draft: DraftOption = "default",
     max_mb: Annotated[int, typer.Option(min=1, help="Maximum size of the store in MiB.")] = 4096,
@@ -71,17 +69,18 @@ def ingest(
         passages = read_folder(docs)
         passage_store = PassageStore(store, max_bytes=max_mb << 20)
         compressor = load_compressor(draft, store=passage_store)
-        started, tokens = time.perf_counter(), 0
-        with notes.status("Reading ...") as status:
-            for start in range(0, len(passages), INGEST_BATCH):
-                batch = passages[start : start + INGEST_BATCH]
-                tokens += compressor.ingest([p.text for p in batch], [p.title for p in batch])
-                status.update(f"Read {start + len(batch)} of {len(passages)} passages ...")
+        started = time.perf_counter()
+        with progress_bar("Reading") as progress:
+            tokens = compressor.ingest([p.text for p in passages], [p.title for p in passages], progress=progress)
         seconds = time.perf_counter() - started
         stats = passage_store.stats()
         passage_store.close()
-        screen.print(f"{len(passages)} passages, {tokens:,} tokens read in {seconds:.1f} s")
-        screen.print(f"{store}: {stats.passages:,} passages, {stats.bytes / 2**20:.1f} MiB")
+        # A text that stands in two files, with the same title, is one passage of the store.
+        repeats = len(passages) - len({(p.title, p.text) for p in passages})
+        repeated = f" ({repeats:,} of them repeat others and are stored once)" if repeats else ""
+        noun = "passage" if len(passages) == 1 else "passages"
+        screen.print(f"{len(passages):,} {noun}{repeated}, {tokens:,} tokens read in {seconds:.1f} s", soft_wrap=True)
+        screen.print(f"{store}: {stats.passages:,} passages, {stats.bytes / 2**20:.1f} MiB", soft_wrap=True)
         if stats.dropped:
             notes.print(
                 f"{stats.dropped:,} passages did not fit into {max_mb} MiB and will be read again: raise --max-mb"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import DraftApproxError
 
@@ -34,6 +36,29 @@ def load_compressor(draft: str, *, store: PassageStore | Path | None = None, **s
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         return SpecPC(draft, compression=CompressionConfig(**settings), store=store)
+
+
+class _Notes(logging.Handler):
+    """Shows the package's warnings through `notes`, so that they do not tear a status line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        notes.print(escape(record.getMessage()), soft_wrap=True)
+
+
+def show_warnings() -> None:
+    """Let the package's log records appear on stderr, each once."""
+    log = logging.getLogger("draftapprox_integrations")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes())
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr, if that is a terminal; yields a function that takes what is done, and all."""
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -14,6 +16,9 @@ from pydantic import BaseModel
 from ..results import CompressedPassage, Span
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# Absolute, or relative with the suffix of a file.
+_PATH = re.compile(r"\s*(?:[/\\~]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|.*[/\\][^/\\]*\.\w{1,8}\s*$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,22 @@ def _fingerprint(text: str) -> str:
 
 
 def title_of(metadata: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    """Return the first non-blank text under one of `keys`."""
-    values = (metadata.get(key) for key in keys)
-    return next((value for value in values if isinstance(value, str) and value.strip()), None)
+    """Return the first non-blank text under one of `keys`; of a path under "source" the file's name."""
+    for key in keys:
+        value = metadata.get(key)
+        if isinstance(value, PurePath):
+            value = str(value)
+        if isinstance(value, str) and value.strip():
+            return _file_name(value) if key == "source" else value
+    return None
+
+
+def _file_name(source: str) -> str:
+    """Return the last part of a file's path. Anything else stays: an address, a title with a slash in it."""
+    name = re.split(r"[/\\]", source.strip())[-1]
+    if name and _PATH.match(source) and "://" not in source:
+        return name
+    return source
 
 
 def copy_model(model: Model, shared: Collection[str] = ()) -> Model:

@@ -23,6 +23,7 @@ from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
 from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.scoring.embedder import Embedder, check_embedder
+from ..specpc.scoring.per_passage import Progress
 from ..specpc.scoring.registry import ScorerSpec, check_scorer
 from ..specpc.store.passage_store import PassageStore
 from ..specpc.store.sqlite import store_identity
@@ -170,7 +171,7 @@ class SpecPCBase(BaseModel):
         on_error: "raise", or "passthrough": log a warning and return all items unchanged.
         protect: Sentences that contain one of these strings are always kept.
         title_keys: Metadata keys that may hold a title, the first found is used. The draft reads it with the text; it
-            costs no budget.
+            costs no budget. Of a file's path under "source" only the name is read, not the folders.
         metadata_key: Metadata key for the kept spans, score and token counts.
         **fields: Fields of the framework's own base class.
 
@@ -257,10 +258,10 @@ class SpecPCBase(BaseModel):
             metadata_key=self.metadata_key,
         )
 
-    def _ingest_items(self, items: Sequence[RetrievedItem]) -> int:
+    def _ingest_items(self, items: Sequence[RetrievedItem], progress: Progress | None = None) -> int:
         with_text = [item for item in items if item.text and item.text.strip()]
         titles = [title_of(item.metadata, self.title_keys) for item in with_text]
-        return self.load().ingest([item.text or "" for item in with_text], titles)
+        return self.load().ingest([item.text or "" for item in with_text], titles, progress=progress)
 
 
 def compress_items(

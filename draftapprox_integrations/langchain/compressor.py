@@ -10,12 +10,15 @@ from typing import Any
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import run_in_executor
 from typing_extensions import TypedDict
 
 from ..errors import InvalidInputError
 from ..frameworks.items import KeptItem, RetrievedItem, copy_model
 from ..frameworks.retrieval import FIELDS, SpecPCBase
 from ..frameworks.signatures import inherit_constructor
+from ..results import CompressionResult
+from ..specpc.scoring.per_passage import Progress
 from ..specpc.validation import as_number
 
 
@@ -78,9 +81,30 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
         """
         if kwargs:
             raise InvalidInputError(f"{', '.join(kwargs)}: give settings to SpecPCCompressor(...), not to the call")
-        return self._call_with_config(self._compress, input, config, run_type="retriever")
+        return self._call_with_config(lambda given: self._compress(given)[0], input, config, run_type="retriever")
 
-    def _compress(self, input: CompressorInput) -> list[Document]:
+    def compress(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> tuple[list[Document], CompressionResult | None]:
+        """As `compress_documents`; also return the `CompressionResult`, None without text or after a skipped error."""
+        results: list[CompressionResult | None] = []
+
+        def run(given: CompressorInput) -> list[Document]:
+            kept, result = self._compress(given)
+            results.append(result)
+            return kept
+
+        request: CompressorInput = {"documents": documents, "query": query}
+        kept = self._call_with_config(run, request, {"callbacks": callbacks}, run_type="retriever")
+        return kept, results[0]
+
+    async def acompress(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> tuple[list[Document], CompressionResult | None]:
+        """`compress` in a worker thread."""
+        return await run_in_executor(None, self.compress, documents, query, callbacks)
+
+    def _compress(self, input: CompressorInput) -> tuple[list[Document], CompressionResult | None]:
         if not isinstance(input, dict) or not {"documents", "query"} <= input.keys():
             given = list(input) if isinstance(input, dict) else type(input).__name__
             raise InvalidInputError(f'the input must be {{"documents": [...], "query": "..."}}; got {given}')
@@ -88,11 +112,15 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
         for index, document in enumerate(documents):
             if not isinstance(document, Document):
                 raise InvalidInputError(f"documents[{index}] must be a Document; got {type(document).__name__}")
-        kept, _ = self._compress_items([_as_item(document) for document in documents], input["query"])
-        return [self._copy(documents[item.index], item) for item in kept]
+        kept, result = self._compress_items([_as_item(document) for document in documents], input["query"])
+        return [self._copy(documents[item.index], item) for item in kept], result
 
-    def ingest(self, documents: Sequence[Document]) -> int:
+    def ingest(self, documents: Sequence[Document], *, progress: Progress | None = None) -> int:
         """Read documents into the store before any query; return the number of tokens read.
+
+        Args:
+            documents: The documents.
+            progress: Called as progress(done, documents with text); see `SpecPC.ingest`.
 
         Raises:
             InvalidInputError: not documents; and as `SpecPC.ingest`.
@@ -100,7 +128,7 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
         given: Any = documents
         if isinstance(given, Document) or not all(isinstance(document, Document) for document in given):
             raise InvalidInputError("ingest takes a list of LangChain documents; wrap a text as [Document(text)]")
-        return self._ingest_items([_as_item(document) for document in documents])
+        return self._ingest_items([_as_item(document) for document in documents], progress)
 
     def _copy(self, original: Document, item: KeptItem) -> Document:
         document = copy_model(original)

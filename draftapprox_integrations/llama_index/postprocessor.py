@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..frameworks.items import KeptItem, RetrievedItem, copy_model
 from ..frameworks.retrieval import FIELDS, SpecPCBase
 from ..frameworks.signatures import inherit_constructor
 from ..results import CompressionResult
+from ..specpc.scoring.per_passage import Progress
 
 dispatcher = get_dispatcher(__name__)
 
@@ -71,13 +73,23 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
         dispatcher.event(ReRankEndEvent(nodes=compressed))
         return compressed, result
 
-    def ingest(self, nodes: Sequence[BaseNode]) -> int:
+    async def acompress(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | str | None = None
+    ) -> tuple[list[NodeWithScore], CompressionResult | None]:
+        """`compress` in a worker thread."""
+        return await asyncio.to_thread(self.compress, nodes, query_bundle)
+
+    def ingest(self, nodes: Sequence[BaseNode], *, progress: Progress | None = None) -> int:
         """Read nodes into the store before any query; return the number of tokens read.
+
+        Args:
+            nodes: The nodes.
+            progress: Called as progress(done, nodes with text); see `SpecPC.ingest`.
 
         Raises:
             InvalidInputError: as `SpecPC.ingest`.
         """
-        return self._ingest_items([_as_item(node) for node in nodes])
+        return self._ingest_items([_as_item(node) for node in nodes], progress)
 
     def _copy(self, original: NodeWithScore, item: KeptItem) -> NodeWithScore:
         node = copy_model(original.node, shared={"obj"})  # of an IndexNode, often a whole index

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from pathlib import PurePosixPath, PureWindowsPath
 
+from ..errors import InvalidInputError
 from ..results import CompressedPassage, CompressionResult
 from .style import CSS, LEVELS
 
@@ -63,24 +64,42 @@ _EQUAL = re.compile(rb"(.)\1*", re.DOTALL)
 class Heatmap:
     """Renderer that a `CompressionResult` calls for `to_html` and in notebooks."""
 
-    def page(self, result: CompressionResult) -> str:
+    def page(
+        self,
+        result: CompressionResult,
+        answers: Mapping[str, str] | None = None,
+        sources: Sequence[str | None] | None = None,
+    ) -> str:
         """Return the result as an HTML document; see `render_page`."""
-        return render_page(result)
+        return render_page(result, answers, sources)
 
     def fragment(self, result: CompressionResult) -> str:
         """Return the result as HTML for a notebook cell; see `render_fragment`."""
         return render_fragment(result)
 
 
-def render_page(result: CompressionResult) -> str:
+def render_page(
+    result: CompressionResult,
+    answers: Mapping[str, str] | None = None,
+    sources: Sequence[str | None] | None = None,
+) -> str:
     """Render a result as a self-contained HTML document.
 
     Args:
         result: Result of `SpecPC.compress`.
+        answers: Answers to show above the passages, by their heading.
+        sources: Per passage where it comes from, or None.
 
     Returns:
         The document, with controls to hide the dropped text and the heat. It always encodes as UTF-8.
+
+    Raises:
+        InvalidInputError: another number of sources than passages.
     """
+    if sources is None:
+        sources = [None] * len(result.passages)
+    if len(sources) != len(result.passages):
+        raise InvalidInputError(f"there are {len(result.passages)} passages and {len(sources)} sources")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         # The policy forbids to load, run or send anything, whatever the passages contain.
@@ -89,7 +108,8 @@ def render_page(result: CompressionResult) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{_escape(result.query)} | compressed passages</title>\n<style>{CSS}</style>\n</head>\n"
-        f'<body class="{_classes(result)}">\n{_header(result, "h1")}<main>\n{_main(result, "h2")}</main>\n'
+        f'<body class="{_classes(result)}">\n{_header(result, "h1")}<main>\n'
+        f"{_answers(answers or {})}{_main(result, sources, 'h2')}</main>\n"
         "</body>\n</html>\n"
     )
 
@@ -106,7 +126,7 @@ def render_fragment(result: CompressionResult) -> str:
     return (
         f'<section class="{_classes(result)}" lang="en" aria-label="Compressed passages"><style>{CSS}</style>\n'
         # Headings would turn up in the notebook's table of contents.
-        f"{_header(result, 'div')}<div>\n{_main(result, 'span')}</div>\n</section>\n"
+        f"{_header(result, 'div')}<div>\n{_main(result, [None] * len(result.passages), 'span')}</div>\n</section>\n"
     )
 
 
@@ -149,7 +169,15 @@ def _filled(share: float) -> str:
     return f'<b style="width:{100 * max(0.0, min(1.0, share)):.1f}%"></b>'
 
 
-def _main(result: CompressionResult, name: str) -> str:
+def _answers(answers: Mapping[str, str]) -> str:
+    return "".join(
+        f'<section class="dah-answer"><h2 class="dah-name">{_escape(heading)}</h2>'
+        f'<p dir="auto" lang="">{_escape(text)}</p></section>\n'
+        for heading, text in answers.items()
+    )
+
+
+def _main(result: CompressionResult, sources: Sequence[str | None], name: str) -> str:
     if not result.passages:
         return _NO_PASSAGES
     scale = _scale(result)
@@ -168,12 +196,13 @@ def _main(result: CompressionResult, name: str) -> str:
     else:
         parts.append(_FITTED)
     top = max((p.score for p in result.passages if math.isfinite(p.score)), default=0.0)
-    for number, (passage, text, spans) in enumerate(zip(result.passages, texts, found, strict=True), 1):
-        parts.append(_card(number, passage, _marked_up(text, spans), top, name))
+    columns = zip(result.passages, sources, texts, found, strict=True)
+    for number, (passage, source, text, spans) in enumerate(columns, 1):
+        parts.append(_card(number, passage, source, _marked_up(text, spans), top, name))
     return "".join(parts)
 
 
-def _card(number: int, passage: CompressedPassage, marked_up: str, top: float, name: str) -> str:
+def _card(number: int, passage: CompressedPassage, source: str | None, marked_up: str, top: float, name: str) -> str:
     state = "empty" if not passage.original else "" if passage.kept else "dropped"
     opening = '<details class="dah-card dah-none">' if state else '<details class="dah-card" open>'
     badge = f'<span class="dah-badge">{state}</span>' if state else ""
@@ -181,10 +210,13 @@ def _card(number: int, passage: CompressedPassage, marked_up: str, top: float, n
     if math.isfinite(passage.score):
         meter = f'<i class="dah-meter" aria-hidden="true">{_filled(passage.score / top)}</i>' if top > 0 else ""
         score = f"<span>score {passage.score:.3g}{meter}</span>"
+    title = f'<bdi class="dah-title" lang="">{_escape(passage.title)}</bdi>' if passage.title else ""
+    if source and source != passage.title:
+        title += f'<bdi class="dah-source" lang="">{_escape(source)}</bdi>'
     preview = " ".join(passage.original[: 2 * _PREVIEW].split())[:_PREVIEW]
     preview += "…" if len(passage.original) > _PREVIEW else ""
     return (
-        f'{opening}<summary {_OWN_KEYS}><{name} class="dah-name">Passage {number}</{name}>{badge}'
+        f'{opening}<summary {_OWN_KEYS}><{name} class="dah-name">Passage {number}</{name}>{title}{badge}'
         f"<span>{passage.tokens_before:,} → {passage.tokens_after:,} tokens</span>{score}"
         f'<span class="dah-preview" dir="auto" lang="">{_escape(preview)}</span></summary>\n'
         # lang="" tells screen readers that the language of the passage is unknown.

@@ -104,6 +104,11 @@ border:solid;border-width:0 1.5px 1.5px 0;transform:rotate(45deg)}
 .dah [open]>summary .dah-preview{display:none}
 .dah .dah-preview{order:1;flex:0 0 100%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .dah .dah-name{margin:0;font-size:.9375rem;font-weight:650;line-height:inherit;color:var(--text)}
+.dah .dah-title,.dah .dah-source{min-width:0;overflow-wrap:anywhere}
+.dah .dah-title{color:var(--text)}
+.dah .dah-answer{margin:0 0 1rem;padding:.625rem 1rem;background:var(--card);border:1px solid var(--line);
+border-inline-start:3px solid var(--accent);border-radius:.25rem}
+.dah .dah-answer p{margin:.25rem 0 0;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext}
 .dah .dah-badge{padding:0 .5rem;border:1px solid var(--edge);border-radius:1rem;font-size:.8125rem}
 .dah .dah-meter{display:inline-block;width:4rem;height:.5rem;margin-inline-start:.5rem;border-radius:1rem;
 background:var(--line);overflow:hidden}

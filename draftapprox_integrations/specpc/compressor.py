@@ -29,7 +29,7 @@ from .calibration.calibrate import calibrate
 from .scoring.embedder import Embedder, check_embedder
 from .scoring.fusion import attention_of
 from .scoring.heads import HeadSet, check_heads, find_heads
-from .scoring.per_passage import CalibratedHeadsScorer
+from .scoring.per_passage import CalibratedHeadsScorer, Progress
 from .scoring.prompt import PromptBuilder
 from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_scorer
 from .scoring.scorer import Scorer, check_scores
@@ -224,12 +224,15 @@ class SpecPC:
         """`compress` in a worker thread, so that the event loop stays free."""
         return await asyncio.to_thread(self.compress, passages, query, **options)
 
-    def ingest(self, passages: Iterable[str], titles: Sequence[str | None] | None = None) -> int:
+    def ingest(
+        self, passages: Iterable[str], titles: Sequence[str | None] | None = None, *, progress: Progress | None = None
+    ) -> int:
         """Read passages ahead of any query and keep their keys in the store.
 
         Args:
             passages: Texts, as `compress` will get them.
             titles: Per passage a title or None, as `compress` will get them.
+            progress: Called as progress(done, passages) each time the draft has read some passages, and at the end.
 
         Returns:
             The number of tokens read; 0 if all passages were in the store.
@@ -244,7 +247,7 @@ class SpecPC:
                 "ingest keeps the keys of the draft's calibrated heads: make the SpecPC with scorer "
                 f'"fused" or "heads", and calibrate its draft: draftapprox calibrate --model {self.draft.name}'
             )
-        return attention.ingest(items)
+        return attention.ingest(items, progress)
 
     def calibrate(self, *, tasks: int = 60, heads: int = 8, seed: int = 0) -> HeadSet:
         """Find the attention heads of the draft that find evidence, and use them from now on; minutes on a CPU.
@@ -322,7 +325,8 @@ class SpecPC:
         draft_tokens: int = 0,
     ) -> CompressionResult:
         scores = passage_scores or [math.nan] * len(items)
-        columns = (packed.texts, packed.spans, scores, before, packed.tokens, heat or [[] for _ in items])
+        heat = heat or [[] for _ in items]
+        columns = (packed.texts, packed.spans, scores, before, packed.tokens, heat, [item.title for item in items])
         return CompressionResult(
             passages=[CompressedPassage(item.text, *row) for item, *row in zip(items, *columns, strict=True)],
             query=query,

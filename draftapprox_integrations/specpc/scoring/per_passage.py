@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,8 +42,12 @@ PIECE_TOKENS = 512
 # Of a passage with more pieces than this, such as a book, only the best few by BM25 are read.
 MOST_PIECES = 64
 BEST_PIECES = 24
+# Passages whose keys are in memory at a time while they are put into the store.
+INGESTED_TOGETHER = 16
 # Every key meets queries that are 1 to this many tokens, plus the query's length, behind it.
 BUCKET = 64
+
+Progress = Callable[[int, int], object]  # takes the number of passages done, and of all
 
 
 @dataclass(frozen=True)
@@ -161,12 +165,21 @@ class CalibratedHeadsScorer(AttentionScorer):
                 scores[piece.passage][head, piece.start : stop] = attention[len(piece.header) :]
         return scores, [tokens.spans for tokens in encoded], tokens_read + query_tokens
 
-    def ingest(self, passages: Sequence[Passage]) -> int:
-        """Compute the passages' keys and put them into the store; the number of tokens read for that."""
-        encoded = self.prompts.encoder.encode([passage.text for passage in passages])
-        _, tokens_read = self._keys(
-            self._pieces([tokens.ids for tokens in encoded], [passage.title for passage in passages])
-        )
+    def ingest(self, passages: Sequence[Passage], progress: Progress | None = None) -> int:
+        """Compute the passages' keys and put them into the store; the number of tokens read for that.
+
+        Args:
+            passages: The passages.
+            progress: Called as progress(done, passages) after every few passages.
+        """
+        tokens_read = 0
+        for start in range(0, len(passages), INGESTED_TOGETHER):
+            some = passages[start : start + INGESTED_TOGETHER]
+            encoded = self.prompts.encoder.encode([passage.text for passage in some])
+            pieces = self._pieces([tokens.ids for tokens in encoded], [passage.title for passage in some])
+            tokens_read += self._keys(pieces)[1]
+            if progress is not None:
+                progress(start + len(some), len(passages))
         return tokens_read
 
     def _pieces(self, passages: Sequence[list[int]], titles: Sequence[str | None]) -> list[_Piece]:

@@ -1,6 +1,7 @@
 """The command line: `ask` and `compress`, with their standard streams and exit codes."""
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,50 @@ def test_ask_with_fewer_kv_pairs() -> None:
     assert "--method full does not" in done.message
 
 
+def test_ask_json_is_one_object_per_line_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = run_here(
+        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
+        "--max-tokens", 150, "--max-new-tokens", 12, "--compare", "--json", "--html", page,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    first, second = map(json.loads, done.out.splitlines())
+    assert [first["question"], second["question"]] == [QUESTION, "Who founded the museum in 1952?"]
+    assert first["retrieved"] == 4
+    assert (first["draft"], first["model"], first["method"]) == (*["SmolLM2-135M-Instruct"] * 2, "specpc")
+    assert 0 < len(first["passages"]) <= 4
+    assert any("2 February 1938" in passage["text"] for passage in first["passages"])
+    for passage in first["passages"]:
+        assert passage["text"] == "\n".join(passage["original"][a:b] for a, b in passage["kept"])
+        assert (DEMO / "docs" / passage["file"]).is_file()
+        assert passage["title"]
+        assert passage["number"] >= 1
+    assert sum(passage["tokens_after"] for passage in first["passages"]) == first["tokens_after"] <= first["budget"]
+    assert first["tokens_before"] > first["tokens_after"]
+    assert first["full"]["prompt_tokens"] > first["prompt_tokens"] > first["completion_tokens"] > 0
+    assert first["answer"]
+    assert first["finish_reason"] in ("stop", "length")
+    assert set(first["timings"]) == {"search", "compress", "answer"}
+    assert first["timings"]["compress"]["total"] > 0 < first["timings"]["answer"]["total"]
+    html = page.read_text()  # the report has the answers, and where each passage comes from
+    for shown in (first["answer"], first["full"]["answer"], *(passage["file"] for passage in first["passages"])):
+        assert escape(shown) in html
+    assert f"Heat map: {page}" in done.err.replace("\n", "")
+
+
+@pytest.mark.parametrize("command", ["ask", "compress", "ingest", "calibrate"])
+def test_help_shows_the_default_of_each_option(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in ("COLUMNS", "TERMINAL_WIDTH"):
+        monkeypatch.setenv(setting, "300")
+    done = run_here(command, "--help")
+    options = [
+        line for line in done.out.splitlines() if line.startswith("\u2502") and " --" in line and "--help" not in line
+    ]
+    assert len(options) >= 3
+    for line in options:
+        assert ("[default: " in line) != ("[required]" in line), line
+
+
 def test_compress_stdin_to_text() -> None:
     text = (DEMO / "docs" / "three-storms.md").read_bytes()
     done = run_process("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)
@@ -76,7 +121,7 @@ def test_compress_files_to_json() -> None:
         (["compress", "-q", " ", "--max-tokens", 5], b"text", "query must be a non-empty string"),
         (["compress", "-q", "why?", "--html", "/nowhere/x.html"], b"text", "cannot write /nowhere/x.html"),
         (["compress", "-q", "why?", "/nowhere.txt"], b"", "cannot read /nowhere.txt"),
-        (["compress", "-q", "why?"], b"\x00\x01", "standard input is not text"),
+        (["compress", "-q", "why?"], b"\x00\x01", "cannot read standard input: it is not text"),
         (["compress", "-q", "why?", "--draft", "/nowhere"], b"text", "there is no file or folder '/nowhere'"),
         (["compress", "-q", "why?", "--max-tokens", 0], b"text", "max_tokens must be an integer >= 1; got 0"),
     ],

@@ -1,13 +1,17 @@
 """The command line: calibrating a draft and reading a folder ahead."""
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import DEMO, tiny_llama
-from tests.helpers.command_line import run_here, run_process
+from tests.helpers.command_line import DRAFTAPPROX, run_here, run_process
 
 
 def test_ingest_then_ask(tmp_path: Path) -> None:
@@ -24,6 +28,44 @@ def test_ingest_then_ask(tmp_path: Path) -> None:
     assert "2 February 1938" in json.loads(done.out)["passages"][0]["text"]
     assert "passages" in run_here("store", "stats", store).out
     assert "0 remain" in run_here("store", "prune", store, "--max-mb", 0).out
+
+
+def test_repeated_passages_are_said(tmp_path: Path) -> None:
+    text = "The bridge was opened in 1932. It is painted red."
+    for name in ("a.csv", "b/a.csv", "c/a.csv"):
+        (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "docs" / name).write_text(text)
+    (tmp_path / "docs" / "other.csv").write_text("The mill was built in 1821.")
+    out = run_here("ingest", tmp_path / "docs", "--store", tmp_path / "p.db").out
+    assert "4 passages (2 of them repeat others and are stored once)" in out
+    assert "p.db: 2 passages" in out
+    out = run_here("ingest", tmp_path / "docs" / "b", "--store", tmp_path / "p.db").out
+    assert "1 passage, 0 tokens read" in out
+
+
+def test_a_progress_bar_on_a_terminal_and_nothing_in_a_pipe(tmp_path: Path) -> None:
+    pages = DEMO / "docs" / "three-storms.md"
+    assert run_process("ingest", pages, "--store", tmp_path / "piped.db").err == ""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [DRAFTAPPROX, "ingest", pages, "--store", tmp_path / "p.db"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+        assert process.stdout is not None
+        out = process.stdout.read()
+    os.close(ours)
+    assert b"tokens read in" in out
+    assert b"Reading" not in out
+    assert b"Reading" in shown
+    passages = out.split()[0]
+    assert passages + b"/" + passages in shown
 
 
 def test_calibrate_writes_heads_that_are_found(

@@ -97,6 +97,18 @@ async def test_every_way_to_call_it_gives_the_same(smol: SpecPC) -> None:
     assert (RunnablePassthrough() | part).invoke(request) == expected
 
 
+def test_compress_also_returns_the_result_and_is_a_span(smol: SpecPC) -> None:
+    part, spans = SpecPCCompressor(smol, max_tokens=24), Spans()
+    found, result = part.compress(documents(), QUESTION, [spans])
+    assert found == part.compress_documents(documents(), QUESTION)
+    assert result is not None
+    assert [passage.title for passage in result.passages] == ["f0.md", "f1.md", "f2.md"]
+    assert found[0].metadata["specpc"]["score"] == result.passages[0].score
+    assert spans.outputs[spans.run_of("SpecPCCompressor")] == found
+    with pytest.raises(InvalidInputError, match=r"documents\[0\] must be a Document; got str"):
+        part.compress(["text"], QUESTION)
+
+
 class Bm25(BaseRetriever):
     """The demo documents through the project's own BM25 search."""
 

@@ -3,6 +3,7 @@
 import sqlite3
 import sys
 import threading
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from llama_index.core.schema import IndexNode, NodeRelationship, RelatedNodeInfo, TextNode
 
-from draftapprox_integrations.frameworks.items import compose_spans, copy_model
+from draftapprox_integrations.frameworks.items import compose_spans, copy_model, title_of
 
 
 @given(st.data())
@@ -75,3 +76,27 @@ def test_a_copy_is_equal_and_independent() -> None:
     assert node.relationships[NodeRelationship.SOURCE].metadata == {"b": [2]}
     assert node.excluded_llm_metadata_keys == []
     assert node.text == "text"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "title"),
+    [
+        ({"title": "Storms", "file_name": "a.md", "source": "/x/b.md"}, "Storms"),
+        ({"title": " ", "file_name": "a.md", "source": "/x/b.md"}, "a.md"),
+        ({"title": None, "source": "/home/me/notes/b.md"}, "b.md"),
+        ({"source": "notes/old/b.md"}, "b.md"),
+        ({"source": "../notes/README"}, "README"),
+        ({"source": "~/notes/README"}, "README"),
+        ({"source": "C:\\notes\\b.docx"}, "b.docx"),
+        ({"source": PurePosixPath("notes/b.md")}, "b.md"),
+        ({"source": "b.md"}, "b.md"),
+        ({"source": "/home/me/notes/"}, "/home/me/notes/"),  # a folder is no title, but better than nothing
+        ({"source": "https://example.org/a/b.html"}, "https://example.org/a/b.html"),
+        ({"source": "The AC/DC story"}, "The AC/DC story"),
+        ({"title": "either/or.txt"}, "either/or.txt"),  # only under "source" is it a path
+        ({"source": 3}, None),
+        ({}, None),
+    ],
+)
+def test_titles(metadata: Any, title: Any) -> None:
+    assert title_of(metadata, ("title", "file_name", "source")) == title

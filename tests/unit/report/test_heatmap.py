@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftapprox_integrations.errors import InvalidInputError
 from draftapprox_integrations.report.heatmap import Heatmap, render_fragment, render_page
 from draftapprox_integrations.report.style import DARK, LEVELS, LIGHT
 from draftapprox_integrations.results import CompressedPassage, CompressionResult
@@ -96,6 +97,29 @@ def test_header_and_cards(render: Any) -> None:
     assert "score 0.0417" in shown
     assert shown.count("score") == 1  # not that of the second, which is NaN
     assert "nan" not in shown
+
+
+@RENDERERS
+def test_titles(render: Any) -> None:
+    named = replace(passage("one"), title="Three <Storms>")
+    shown = Reader(render(result(named, passage("two")))).shown
+    assert shown.count("Three <Storms>") == 1
+    assert shown.index("Passage 1") < shown.index("Three <Storms>") < shown.index("Passage 2")
+
+
+def test_answers_and_sources() -> None:
+    named = replace(passage("one"), title="storms.csv")
+    answers = {"Answer": "In <1932>.\nPerhaps.", "Answer from the full context": "\x00\ud800"}
+    found = result(named, passage("two"), passage("three"))
+    reader = Reader(found.to_html(answers=answers, sources=["storms.csv", "a/b.md", None]))
+    shown = reader.shown
+    assert shown.index("Answer") < shown.index("In <1932>.\nPerhaps.") < shown.index("Passage 1")
+    assert "\ufffd\ufffd" in shown
+    assert shown.count("storms.csv") == 1  # the title is the file's name
+    assert shown.index("Passage 2") < shown.index("a/b.md") < shown.index("Passage 3")
+    assert found.to_dict()["passages"][0]["title"] == "storms.csv"
+    with pytest.raises(InvalidInputError, match="3 passages and 1 sources"):
+        found.to_html(sources=["a.md"])
 
 
 @RENDERERS

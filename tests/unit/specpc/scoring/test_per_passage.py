@@ -138,6 +138,21 @@ def test_what_is_in_the_store_is_not_read_again(tiny: LoadedModel) -> None:
     assert scorer.ingest(PASSAGES) == 0
 
 
+def test_ingest_tells_its_progress(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = [Passage(f"{text} {number}", None) for number in range(4) for text in TEXTS]
+    at_once = scorer_of(tiny, PassageStore()).ingest(passages)
+    monkeypatch.setattr(per_passage, "INGESTED_TOGETHER", 5)
+    told: list[tuple[int, int]] = []
+    store = PassageStore()
+    read = scorer_of(tiny, store).ingest(passages, lambda done, total: told.append((done, total)))
+    assert told == [(5, 12), (10, 12), (12, 12)]
+    assert read == at_once
+    compressor = SpecPC(tiny, scorer="heads", heads=head_set(tiny), store=store)
+    told.clear()
+    assert compressor.ingest([p.text for p in passages], progress=lambda *counts: told.append(counts)) == 0
+    assert told == [(5, 12), (10, 12), (12, 12)]
+
+
 def test_other_heads_or_another_model_find_nothing_of_it(
     tiny: LoadedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
