@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_serializer, field_validator
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
@@ -20,6 +20,8 @@ from ..models.references import Reference, check_loadable, model_identity, model
 
 # Other libraries' names for the same fields, accepted by constructors and calls.
 ALIASES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
+# None stands for the default of these, as in other LLM classes.
+DEFAULTS: dict[str, Any] = {"max_tokens": 256, "temperature": 0.0}
 
 # Repeated in every subclass: pydantic takes the configuration of the last base class, which is the framework's.
 FIELDS = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
@@ -143,8 +145,8 @@ class SpecKVBase(BaseModel):
         config: `SpecKVConfig`, `SpecPCConfig` or `SpecKVPCConfig`, or a dict of its fields.
         positions: Position ids of the prompt tokens that SpecPC keeps: "renumber" closes the gaps, "original" leaves
             them.
-        max_tokens: Most tokens to generate per answer, >= 0. `max_new_tokens` is accepted too.
-        temperature: Sampling temperature; 0 is greedy decoding.
+        max_tokens: Most tokens to generate per answer, >= 0; None: 256. `max_new_tokens` is accepted too.
+        temperature: Sampling temperature; 0 or None is greedy decoding.
         top_p: Nucleus sampling: smallest share of probability to sample from, in (0, 1].
         top_k: Number of likeliest tokens to sample from, >= 1.
         seed: Makes sampling repeatable.
@@ -169,8 +171,10 @@ class SpecKVBase(BaseModel):
         default=None, frozen=True, description="Settings of the method."
     )
     positions: Positions = Field(default="renumber", frozen=True, description="Position ids of kept prompt tokens.")
-    max_tokens: int = Field(default=256, description="Most tokens to generate per answer.")
-    temperature: float = Field(default=0.0, description="Sampling temperature; 0 is greedy decoding.")
+    max_tokens: int = Field(default=DEFAULTS["max_tokens"], description="Most tokens to generate per answer.")
+    temperature: float = Field(
+        default=DEFAULTS["temperature"], description="Sampling temperature; 0 is greedy decoding."
+    )
     top_p: float | None = Field(default=None, description="Share of probability to sample from.")
     top_k: int | None = Field(default=None, description="Number of likeliest tokens to sample from.")
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
@@ -182,6 +186,11 @@ class SpecKVBase(BaseModel):
 
     _reference: EngineReference = PrivateAttr()
 
+    @field_validator(*DEFAULTS, mode="before")
+    @classmethod
+    def _default_of_none(cls, given: Any, info: ValidationInfo) -> Any:
+        return DEFAULTS[str(info.field_name)] if given is None else given
+
     def __init__(
         self,
         model: ModelSpec | SpecKV = "default",
@@ -190,8 +199,8 @@ class SpecKVBase(BaseModel):
         method: Method | None = None,
         config: MethodConfig | dict[str, Any] | None = None,
         positions: Positions = "renumber",
-        max_tokens: int = 256,
-        temperature: float = 0.0,
+        max_tokens: int | None = 256,
+        temperature: float | None = 0.0,
         top_p: float | None = None,
         top_k: int | None = None,
         seed: int | None = None,
@@ -251,7 +260,8 @@ class SpecKVBase(BaseModel):
         """Arguments of `SpecKV.submit`: the fields, overridden by `generate_kwargs`, overridden by the call's."""
         names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "timeout")
         options = {name: getattr(self, name) for name in names}
-        options |= {ALIASES.get(name, name): value for name, value in (self.generate_kwargs | call).items()}
+        given = {ALIASES.get(name, name): value for name, value in (self.generate_kwargs | call).items()}
+        options |= {name: value for name, value in given.items() if not (value is None and name in DEFAULTS)}
         options["max_new_tokens"] = options.pop("max_tokens")
         options["stop"] = options["stop"] or ()
         return options

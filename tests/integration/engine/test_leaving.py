@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from jupyter_client.manager import KernelManager
 
 from tests.conftest import DEMO
 
@@ -112,3 +114,23 @@ def test_ctrl_c_on_the_command_line_is_one_line_and_130() -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert errors.rstrip().splitlines()[-1] == "Interrupted."
+
+
+def test_a_notebook_restarted_while_an_answer_is_written(tmp_path: Path) -> None:
+    errors = tmp_path / "stderr"
+    manager = KernelManager()
+    with errors.open("wb") as stderr:
+        manager.start_kernel(stderr=stderr)
+        client = manager.blocking_client()
+        client.start_channels()
+        try:
+            for _ in range(2):
+                client.wait_for_ready(timeout=60)
+                reply = client.execute_interactive(ENGINE + START, timeout=120, output_hook=lambda message: None)
+                assert reply["content"]["status"] == "ok"
+                manager.restart_kernel(now=False)
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel()
+    assert b"terminate called" not in errors.read_bytes()
+    assert b"Abort" not in errors.read_bytes()

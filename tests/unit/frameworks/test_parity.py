@@ -149,3 +149,16 @@ def test_help_shows_them_first_and_they_are_fields(part: Any, documented: Any) -
     assert documented.keys() <= part.model_fields.keys()
     for name in shown:  # the frameworks' own fields are named too, none hides behind **fields
         assert name in part.model_fields
+
+
+@pytest.mark.parametrize("part", [langchain.ChatSpecKV, langchain.SpecKVLLM, llama_index.SpecKVLLM])
+def test_none_stands_for_the_default_length_and_temperature(part: Any) -> None:
+    given = part("default", max_tokens=None, temperature=None)
+    assert (given.max_tokens, given.temperature) == (256, 0.0)
+
+
+def test_none_in_a_call_stands_for_the_field(tiny: LoadedModel) -> None:
+    llm = langchain.SpecKVLLM(tiny, max_tokens=5)
+    assert llm.invoke("The mill", max_tokens=None, temperature=None) == llm.invoke("The mill")
+    other = llama_index.SpecKVLLM(tiny, max_tokens=5)
+    assert other.complete("The mill", max_tokens=None, temperature=None).text == other.complete("The mill").text
