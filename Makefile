@@ -22,7 +22,8 @@ demo: install ## answer three questions from demo/docs with the embedded model, 
 	    "Who founded the museum in 1952?" \
 	    "On what date was the present school building opened?"
 
-test: lint types unit ## everything CI checks
+test: lint ## everything CI checks: lint, then types beside the tests
+	@$(MAKE) --no-print-directory -j2 --output-sync=target types unit
 
 test-fast: install-dev ## the inner loop, under a minute: ruff, the import contract, and the quick unit tests
 	$(BIN)/ruff check .

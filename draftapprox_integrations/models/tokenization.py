@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InvalidInputError, ModelLoadError
+from .locks import ForkSafeLock
 
 # A callable returns the tokens of a text (tiktoken's encode, llama-index's Settings.tokenizer) or their number.
 TokenizerSpec: TypeAlias = "str | os.PathLike[str] | PreTrainedTokenizerBase | Callable[[str], Any]"
+
+_copies: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, Tokenizer]] = WeakKeyDictionary()
+_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,7 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if not isinstance(backend, Tokenizer):
-            raise InvalidInputError(
-                f"{type(tokenizer).__name__} has no character offsets. Load the fast tokenizer: "
-                "AutoTokenizer.from_pretrained(..., use_fast=True)."
-            )
-        self._backend: Tokenizer = copy.deepcopy(backend)
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        self._backend.encode_special_tokens = True
+        self._backend = _private_copy(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Return the ids and character spans of each text, without special tokens."""
@@ -60,6 +56,25 @@ class TextEncoder:
             [_without_surrogates(text) for text in texts], add_special_tokens=False
         )
         return [len(e) for e in encodings]
+
+
+def _private_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The copy that all encoders of a tokenizer share, as none changes it: a large one takes a second to make."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise InvalidInputError(
+            f"{type(tokenizer).__name__} has no character offsets. Load the fast tokenizer: "
+            "AutoTokenizer.from_pretrained(..., use_fast=True)."
+        )
+    with _lock:
+        tokens, made = _copies.get(tokenizer, (0, None))
+        if made is None or tokens != len(tokenizer):  # tokens were added since
+            made = copy.deepcopy(backend)
+            made.no_padding()
+            made.no_truncation()
+            made.encode_special_tokens = True
+            _copies[tokenizer] = (len(tokenizer), made)
+        return made
 
 
 class TokenCounter:

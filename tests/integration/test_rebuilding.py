@@ -92,7 +92,7 @@ def test_an_object_is_kept_or_missed_aloud(kind: Any, name: str, smol: SpecPC, t
 @pytest.mark.parametrize("kind", [SpecPCCompressor, SpecPCPostprocessor])
 def test_what_a_name_or_the_defaults_can_make_again_is_kept(kind: Any, smol: SpecPC, tmp_path: Path) -> None:
     path = tmp_path / "passages.db"
-    for store in (path, str(path), PassageStore(path), PassageStore(), None):
+    for store in (path, PassageStore(path), None):
         part = kind("default", max_tokens=12, store=store)
         expected = compress(part)
         for copied in rebuilt(part).values():

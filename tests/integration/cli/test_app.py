@@ -34,7 +34,7 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
 
 
 def test_ask_with_fewer_kv_pairs() -> None:
-    done = run_process(
+    done = run_here(
         "ask", QUESTION, "--docs", DEMO / "docs", "--top-k", 3, "--method", "speckv", "--kv", 64, "--compare"
     )
     out = done.out
@@ -104,7 +104,7 @@ def test_compress_stdin_to_text() -> None:
 
 def test_compress_files_to_json() -> None:
     files = [DEMO / "docs" / "three-storms.md", DEMO / "docs" / "rescue-service-report.pdf"]
-    done = run_process("compress", *files, "-q", QUESTION, "--keep-ratio", 0.05, "--json", "--granularity", "word")
+    done = run_here("compress", *files, "-q", QUESTION, "--keep-ratio", 0.05, "--json", "--granularity", "word")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["titles"][0].startswith("Three Storms")

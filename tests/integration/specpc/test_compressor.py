@@ -1,5 +1,6 @@
 """The text-level form: promises about budget, verbatim text, spans, protection, and bad input."""
 
+import copy
 import json
 import math
 import re
@@ -462,6 +463,13 @@ def test_the_users_tokenizer_keeps_its_settings(tiny: LoadedModel) -> None:
     finally:
         backend.no_truncation()
         backend.no_padding()
+
+
+def test_tokens_that_are_added_later_are_known(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    before = TextEncoder(tokenizer).count(["quarzheim"])
+    tokenizer.add_tokens(["quarzheim"])
+    assert TextEncoder(tokenizer).count(["quarzheim"]) == [1] != before
 
 
 async def test_async_gives_the_same(smol: SpecPC) -> None:

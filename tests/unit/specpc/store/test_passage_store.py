@@ -250,34 +250,39 @@ from draftapprox_integrations.errors import InvalidInputError
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
 if os.geteuid() == 0:
     os.setuid(65534)  # root may write anywhere
-store = PassageStore(sys.argv[1])
-names = [n.to_bytes(4, "big") for n in range(3)]
-found = store.get(names)
-store.put({names[2]: b"new"})
-print(len(found), len(store.get(names)), store.stats().passages)
-try:
-    store.prune(0)
-except InvalidInputError as error:
-    print(error)
-store.close()
+for path in sys.argv[1:]:
+    store = PassageStore(path)
+    names = [n.to_bytes(4, "big") for n in range(3)]
+    found = store.get(names)
+    store.put({names[2]: b"new"})
+    print(len(found), len(store.get(names)), store.stats().passages)
+    try:
+        store.prune(0)
+    except InvalidInputError as error:
+        print(error)
+    store.close()
 """
 
 
-@pytest.mark.parametrize("folder", [0o755, 0o555, 0o777])
-def test_a_file_that_cannot_be_written_is_read(folder: int) -> None:
+def test_a_file_that_cannot_be_written_is_read() -> None:
     with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
-        path = Path(place) / "p.db"
-        store = PassageStore(path)
-        store.put({number.to_bytes(4, "big"): bytes([number]) * 9 for number in range(2)})
-        store.close()
-        path.chmod(0o444)
-        Path(place).chmod(folder)
-        done = subprocess.run([sys.executable, "-c", READ_ONLY, str(path)], capture_output=True, text=True)
         Path(place).chmod(0o755)
+        folders = {Path(place) / oct(mode): mode for mode in (0o755, 0o555, 0o777)}
+        for folder, mode in folders.items():
+            folder.mkdir()
+            store = PassageStore(folder / "p.db")
+            store.put({number.to_bytes(4, "big"): bytes([number]) * 9 for number in range(2)})
+            store.close()
+            (folder / "p.db").chmod(0o444)
+            folder.chmod(mode)
+        paths = [str(folder / "p.db") for folder in folders]
+        done = subprocess.run([sys.executable, "-c", READ_ONLY, *paths], capture_output=True, text=True)
+        for folder in folders:
+            folder.chmod(0o755)
     assert done.returncode == 0, done.stderr
-    assert "no permission to write the store" in done.stdout
-    assert "\n2 3 2\n" in done.stdout  # what is new is remembered in memory
-    assert "cannot make the store" in done.stdout
+    assert done.stdout.count("no permission to write the store") == 3
+    assert done.stdout.count("\n2 3 2\n") == 3  # what is new is remembered in memory
+    assert done.stdout.count("cannot make the store") == 3
 
 
 def test_a_file_that_was_deleted_is_made_again(tmp_path: Path) -> None:
