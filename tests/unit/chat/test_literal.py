@@ -1,6 +1,5 @@
 """Text is text: nothing that a message says becomes a control token of the target's prompt."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,61 +70,3 @@ def test_other_text_keeps_its_tokens(tiny_tokenizer: Any, texts: list[str]) -> N
     messages = [Message("user", text) for text in texts]
     expected = tiny_tokenizer(render_chat(tiny_tokenizer, messages), add_special_tokens=False)["input_ids"]
     assert encode_chat(tiny_tokenizer, messages)[0] == expected
-
-
-PHI3 = (
-    "{% for m in messages %}{% if m['role']=='user' %}<|user|>{{ m['content'] }}<|assistant|>"
-    "{% elif m['role']=='assistant' %}{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
-)
-FIRST_ONLY = (
-    "{% if messages[0]['role']=='system' %}<dev>{{ messages[0]['content'] }}</dev>{% endif %}{% for m in messages %}"
-    "{% if m['role']=='user' %}<u>{{ m['content'] }}</u>{% elif m['role']=='assistant' %}<a>{{ m['content'] }}</a>"
-    "{% endif %}{% endfor %}"
-)
-MISTRAL = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
-    "{% if m.tool_calls %}{% for c in m.tool_calls %}"
-    "{% if c.id|length != 9 %}{{ raise_exception('ids of 9') }}{% endif %}{{ c.function | tojson }}{{ c.id }}"
-    "{% endfor %}{% elif m.role=='tool' %}"
-    "{% if m.tool_call_id|length != 9 %}{{ raise_exception('ids of 9') }}{% endif %}"
-    "[R]{{ m.content }}{{ m.tool_call_id }}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
-)
-DEEPSEEK = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
-    "{% if m.tool_calls %}{% for c in m.tool_calls %}"
-    "{{ '<call>' + c['function']['name'] + ' ' + c['function']['arguments'] }}{% endfor %}{% else %}"
-    "<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
-)
-LLAMA3 = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if 'tool_calls' in m %}"
-    "{% if m.tool_calls|length != 1 %}{{ raise_exception('single tool-calls') }}{% endif %}"
-    "{{ m.tool_calls[0].function | tojson }}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
-)
-PYTHON = DEEPSEEK.replace("' ' + c['function']['arguments']", "' ' ~ c['function']['arguments']")
-SEARCH = {"type": "function", "function": {"name": "search", "description": "Find.", "parameters": {}}}
-
-
-def calls(number: int) -> list[Message]:
-    made = [ToolCall("search", {"q": f"query{i}"}) for i in range(number)]
-    results = [Message("tool", f"RESULT{i}", tool_call_id=call.id) for i, call in enumerate(made)]
-    return [Message("system", "RULE"), Message("user", "find"), Message("assistant", "LOOK", made), *results[::-1]]
-
-
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, PHI3, FIRST_ONLY, MISTRAL, DEEPSEEK, LLAMA3, PYTHON])
-@pytest.mark.parametrize("number", [1, 2])
-def test_templates_lose_nothing_of_tool_calls(tokenizer: Any, template: str, number: int) -> None:
-    tokenizer.chat_template = template
-    shown = render_chat(tokenizer, calls(number), [SEARCH])
-    for i in range(number):
-        assert f"RESULT{i}" in shown
-        assert json.dumps({"q": f"query{i}"}) in shown
-    for part in ("RULE", "find", "LOOK", "search"):
-        assert part in shown
-
-
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, PHI3, FIRST_ONLY, MISTRAL, DEEPSEEK, LLAMA3])
-def test_templates_lose_no_system_message(tokenizer: Any, template: str) -> None:
-    tokenizer.chat_template = template
-    roles = ["system", "user", "assistant", "system", "user"]
-    shown = render_chat(tokenizer, [Message(role, f"TEXT{i}") for i, role in enumerate(roles)])
-    assert all(f"TEXT{i}" in shown for i in range(5))
