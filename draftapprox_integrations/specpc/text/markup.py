@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import regex
@@ -17,6 +18,7 @@ _BLOCK_TAG = regex.compile(
     r"<(?:li|tr|p|div|h[1-6]|dt|option|article|section|blockquote|pre|table|ul|ol|dl|thead|tbody|br|summary)\b[^<>]*+>",
     regex.IGNORECASE,
 )
+_NAME = regex.compile(r"<([A-Za-z][\w:.-]*+)[^<>]*+>")
 _TAG = regex.compile(r"<[^<>]*+>")
 _TABLE = regex.compile(r"</?table\b", regex.IGNORECASE)
 
@@ -36,9 +38,18 @@ def looks_like_json(text: str, start: int, end: int) -> bool:
 
 
 def looks_like_html(text: str, start: int, end: int) -> bool:
-    """Whether a text has at least three tags of blocks, and one in 400 characters."""
-    tags = sum(1 for _ in _BLOCK_TAG.finditer(text, start, end))
+    """Whether a text has at least three tags that begin items, and one in 400 characters."""
+    tags = sum(1 for _ in _item_tag(text, start, end).finditer(text, start, end))
     return tags >= 3 and tags * 400 >= end - start
+
+
+def _item_tag(text: str, start: int, end: int) -> regex.Pattern[str]:
+    """What begins an item: a tag of HTML's blocks; in other XML the outermost tag that is found three times."""
+    if sum(1 for _ in _BLOCK_TAG.finditer(text, start, end)) >= 3 or not text[start:end].lstrip().startswith("<"):
+        return _BLOCK_TAG
+    counts = Counter(found[1] for found in _NAME.finditer(text, start, end))
+    repeated = next((name for name, count in counts.items() if count >= 3), None)
+    return _BLOCK_TAG if repeated is None else regex.compile(rf"<{regex.escape(repeated)}(?=[\s/>])[^<>]*+>")
 
 
 @dataclass
@@ -140,7 +151,7 @@ def _append(text: str, units: list[Unit], a: int, b: int) -> None:
 
 def html_units(text: str, start: int, end: int) -> list[Unit]:
     """List items, table rows, sentences; a row of <th> speaks for its table, a heading for its section."""
-    borders = [start, *(tag.start() for tag in _BLOCK_TAG.finditer(text, start, end)), end]
+    borders = [start, *(tag.start() for tag in _item_tag(text, start, end).finditer(text, start, end)), end]
     units: list[Unit] = []
     begin: int | None = None  # tags without text belong to what follows
     for a, b in itertools.pairwise(borders):

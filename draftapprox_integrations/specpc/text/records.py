@@ -47,6 +47,13 @@ _LABEL = regex.compile(
     )""",
     regex.VERBOSE,
 )
+# A question with its answer is one record.
+_QUESTION = regex.compile(
+    r"\W{0,4}(?:Q|Question|Frage|Pregunta|\u0412\u043e\u043f\u0440\u043e\u0441|\u95ee|\u554f)\s?\d{0,4}\W{0,3}[:.)\uff1a]"
+)
+_ANSWER = regex.compile(
+    r"\W{0,4}(?:A|Answer|Antwort|R|Respuesta|\u041e\u0442\u0432\u0435\u0442|\u7b54)\s?\d{0,4}\W{0,3}[:.)\uff1a]"
+)
 _SECTION = regex.compile(r"\s*\[[^\]\n]{1,80}\]\s*$")
 _OPENING = (":", "{", "(", "[")
 
@@ -54,6 +61,8 @@ _OPENING = (":", "{", "(", "[")
 def kind_of_lines(lines: Sequence[str]) -> Kind | None:
     """What some lines are; None for wrapped prose."""
     filled = [line for line in lines[:_SAMPLE] if line.strip()]
+    if len(filled) > 1 and _QUESTION.match(filled[0]) and _ANSWER.match(filled[1]):
+        return "labelled"
     if len(filled) < LINES_AT_LEAST:
         return None
     if separator_of(filled) is not None:
@@ -115,6 +124,8 @@ def labelled_units(text: str, lines: Sequence[tuple[int, int]]) -> list[Unit]:
             while last + 1 < len(lines) and _indent(text, lines[last + 1]) > depth:
                 last += 1
             units.append(Unit(a, b, section_end=lines[last][1]))
+        elif index and _ANSWER.match(line) and _QUESTION.match(text, units[-1].start):
+            units[-1] = Unit(units[-1].start, b)
         elif depth and units and units[-1].section_end is None and not _LABEL.match(line):
             units[-1] = Unit(units[-1].start, b)  # goes on from the line before
         elif b - a > _WHOLE_LINE:

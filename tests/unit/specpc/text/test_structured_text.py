@@ -119,6 +119,18 @@ def test_html() -> None:
     assert shown("".join(items)) == items
 
 
+def test_xml_of_any_kind() -> None:
+    items = [f'<bridge id="{i}"><name>Bridge {i}</name><opened>{1900 + i}</opened></bridge>' for i in ROWS]
+    found = shown("<bridges>" + "".join(items) + "</bridges>")
+    assert found == ["<bridges>" + items[0], *items[1:-1], items[-1] + "</bridges>"]
+
+
+def test_a_question_stays_with_its_answer() -> None:
+    pairs = [f"Q: When was bridge {i} opened?\nA: In {1900 + i}. It was a Monday." for i in ROWS]
+    assert shown("\n\n".join(pairs)) == pairs
+    assert shown("\n".join(pairs)) == pairs
+
+
 def test_functions_are_units_and_large_ones_are_opened() -> None:
     functions = [
         f"def opened_{i}(name):\n    # Look up. Then return.\n    value = {i}\n\n    return value + {1900 + i}"
