@@ -103,7 +103,7 @@ def conversation(kinds: list[str]) -> tuple[list[Message], list[str]]:
 
     for kind in kinds:
         if "call" not in kind:
-            messages.append(Message(kind, text()))  # type: ignore[arg-type]
+            messages.append(Message(kind, text()))
             continue
         calls = [ToolCall("search", {"q": text()}) for _ in range(1 + (kind == "two calls"))]
         messages.append(Message("assistant", "" if "without" in kind else text(), calls))
