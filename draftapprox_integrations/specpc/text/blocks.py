@@ -10,12 +10,15 @@ import regex
 
 from .code import code_units, is_surely_code, looks_like_code
 from .graphemes import Clusters
+from .lines import filled_lines
 from .markup import html_units, json_units, looks_like_html, looks_like_json
 from .records import kind_of_lines, labelled_units, row_units
 from .sentences import split_sentences, strip
 from .units import Unit, cut
 
 MAX_UNIT_CHARACTERS = 600
+
+_FEW_BLOCKS = 64  # of one line each
 
 # A line that starts a paragraph: heading, list item, quote, rule.
 _OWN_LINE = regex.compile(r" {0,3}+(?:#{1,6}\s)|\s*+(?:[-*+\u2022]\s|\d{1,3}[.)]\s|>|(?:[-=*_]\s*+){3,}+$)")
@@ -73,12 +76,10 @@ def _units(text: str, limit: int) -> list[Unit]:
     blocks = _blocks(text)
     index = 0
     while index < len(blocks):
-        block = blocks[index]
-        last = index
-        if block.kind == "prose":
-            last = _last_of_group(text, blocks, index)
-        units += _block_units(text, block.kind, block.start, blocks[last].end, limit)
-        index = last + 1
+        stop, together = _group(text, blocks, index)
+        for first, last in [(index, stop - 1)] if together else [(i, i) for i in range(index, stop)]:
+            units += _block_units(text, blocks[first].kind, blocks[first].start, blocks[last].end, limit)
+        index = stop
     return units
 
 
@@ -86,14 +87,14 @@ def _block_units(text: str, kind: _Kind, start: int, end: int, limit: int) -> li
     if kind == "heading":
         return [Unit(*strip(text, start, end), section_end=end, is_title=True)]
     if kind == "rows":
-        return row_units(text, _lines(text, start, end))
+        return row_units(text, filled_lines(text, start, end))
     if kind == "fence":
         return _fenced_units(text, start, end, limit)
     if kind == "prose":
         if looks_like_json(text, start, end):
             return json_units(text, start, end, limit)
-        lines = _lines(text, start, end)
-        shown = [text[a:b] for a, b in lines]
+        lines = filled_lines(text, start, end)
+        shown = [text[line.start : line.end] for line in lines]
         found = kind_of_lines(shown)
         if found == "rows":
             return row_units(text, lines)
@@ -102,28 +103,39 @@ def _block_units(text: str, kind: _Kind, start: int, end: int, limit: int) -> li
         if looks_like_code(shown):
             return code_units(text, start, end, limit)
         if found == "lines":
-            return [Unit(*span) for a, b in lines for span in split_sentences(text, a, b)]
+            return [Unit(*span) for line in lines for span in split_sentences(text, line.start, line.end)]
     return [Unit(*span) for span in split_sentences(text, start, end)]
 
 
-def _last_of_group(text: str, blocks: Sequence[_Block], first: int) -> int:
-    """Index of the last of the prose blocks that belong together: lines with blank ones between, or code."""
-    last = first
+def _group(text: str, blocks: Sequence[_Block], first: int) -> tuple[int, bool]:
+    """The blocks that are looked at next: up to which one, and whether together.
+
+    Prose blocks belong together where they are code, or lines of records with blank ones between.
+    """
+    stop = first + 1
+    if blocks[first].kind != "prose":
+        return stop, True
     code = looks_like_code(_shown(text, blocks[first]))
-    single = "\n" not in text[blocks[first].start : blocks[first].end].strip()
-    while last + 1 < len(blocks) and blocks[last + 1].kind == "prose":
-        following = blocks[last + 1]
-        indented = text[following.start : following.end][:1] in " \t"
-        one_line = single and "\n" not in text[following.start : following.end].strip()
-        if (code and (indented or looks_like_code(_shown(text, following)))) or (one_line and not code):
-            last += 1
+    single = not code and _is_one_line(text, blocks[first])
+    while stop < len(blocks) and blocks[stop].kind == "prose":
+        following = blocks[stop]
+        if code:
+            joins = text[following.start] in " \t" or looks_like_code(_shown(text, following))
         else:
+            joins = single and _is_one_line(text, following)
+        if not joins:
             break
-    if single and not code and last > first:  # paragraphs of one line each are records only if they look like some
-        lines = [text[block.start : block.end] for block in blocks[first : last + 1]]
+        stop += 1
+    if single and stop > first + 1:  # paragraphs of one line each are records only if they look like some
+        lines = [text[block.start : block.end] for block in blocks[first:stop]]
         if kind_of_lines(lines) not in ("rows", "labelled"):
-            return first
-    return last
+            # The last ones may still be. Looking from every one of many would take quadratic time.
+            return first + (1 if len(lines) <= _FEW_BLOCKS else len(lines) // 2), False
+    return stop, True
+
+
+def _is_one_line(text: str, block: _Block) -> bool:
+    return "\n" not in text[block.start : block.end].strip()
 
 
 def _shown(text: str, block: _Block) -> list[str]:
@@ -132,25 +144,16 @@ def _shown(text: str, block: _Block) -> list[str]:
 
 def _fenced_units(text: str, start: int, end: int, limit: int) -> list[Unit]:
     """Units of a block of code; its fences go with the first and the last, or speak for all if there are several."""
-    lines = _lines(text, start, end)
-    closed = len(lines) > 1 and _FENCE.fullmatch(text[slice(*lines[-1])].rstrip()) is not None
-    inner_end = lines[-1][0] if closed else end
+    lines = filled_lines(text, start, end)
+    opening, last = lines[0], lines[-1]
+    closed = last != opening and _FENCE.fullmatch(text[last.start : last.end].rstrip()) is not None
+    inner_end = last.start if closed else end
     whole = Unit(*strip(text, start, end))
-    units = code_units(text, lines[0][1], inner_end, limit)
+    units = code_units(text, opening.end, inner_end, limit)
     if len(units) < 2:
         return [whole]
     units[-1] = Unit(units[-1].start, whole.end)
-    return [Unit(*strip(text, *lines[0]), section_end=whole.end), *units]
-
-
-def _lines(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Spans of the lines of text[start:end] that are not blank."""
-    lines = []
-    for line in text[start:end].splitlines(keepends=True):
-        if line.strip():
-            lines.append((start, start + len(line)))
-        start += len(line)
-    return lines
+    return [Unit(*strip(text, opening.start, opening.end), section_end=whole.end), *units]
 
 
 def _blocks(text: str) -> list[_Block]:

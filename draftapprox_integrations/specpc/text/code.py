@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import regex
 
+from .lines import Line, filled_lines, sample_of
 from .sentences import strip
 from .units import Unit
 
@@ -22,20 +23,20 @@ _STATEMENT = regex.compile(
     regex.VERBOSE,
 )
 _OPENING = regex.compile(r"\s*+(?:if|for|while|elif|else|try|except|switch|match|with|case)\b")
-_SAMPLE = 1000  # lines that decide what all are
+_DEEPEST = 64  # blocks further inside are not opened
 _CLOSES = regex.compile(r"\s*(?:[)}\]]|end\b|else\b|elif\b|except\b|finally\b|catch\b|case\b|default\b)")
 
 
 def looks_like_code(lines: Sequence[str]) -> bool:
     """Whether most lines are statements of a programming language."""
-    filled = [line for line in lines[:_SAMPLE] if line.strip()]
+    filled = sample_of(lines)
     return len(filled) >= 2 and sum(map(_is_statement, filled)) >= 0.6 * len(filled)
 
 
 def is_surely_code(lines: Sequence[str]) -> bool:
     """Whether keywords and brackets tell code from settings, which have keys and values too."""
-    filled = [line for line in lines[:_SAMPLE] if line.strip()]
-    return looks_like_code(lines) and sum(map(_has_keyword, filled)) >= 0.3 * len(filled)
+    filled = sample_of(lines)
+    return sum(map(_has_keyword, filled)) >= 0.3 * len(filled) and looks_like_code(filled)
 
 
 def _has_keyword(line: str) -> bool:
@@ -55,57 +56,33 @@ def code_units(text: str, start: int, end: int, limit: int) -> list[Unit]:
         start, end: The span of the code, without fences.
         limit: Characters; larger blocks are opened, and the line above them speaks for what they hold.
     """
-    lines = []
-    position = start
-    for line in text[start:end].splitlines(keepends=True):
-        lines.append((position, position + len(line)))
-        position += len(line)
-    return _units(text, lines, limit)
+    return _units(text, filled_lines(text, start, end), limit, 0)
 
 
-def _units(text: str, lines: Sequence[tuple[int, int]], limit: int) -> list[Unit]:
+def _units(text: str, lines: Sequence[Line], limit: int, depth: int) -> list[Unit]:
     units: list[Unit] = []
-    for chunk in _chunks(text, lines):
-        a, b = strip(text, chunk[0][0], chunk[-1][1])
-        head = _head(text, chunk)
-        if b - a <= limit or head is None:
+    for chunk in _chunks(text, lines, outermost=depth == 0):
+        a, b = strip(text, chunk[0].start, chunk[-1].end)
+        head = next((index for index, line in enumerate(chunk) if line.indent > chunk[0].indent), None)
+        if b - a <= limit or head is None or depth == _DEEPEST:
             units.append(Unit(a, b))
             continue
-        x, y = strip(text, chunk[0][0], chunk[head - 1][1])
-        units.append(Unit(x, y, section_end=b))
-        units += _units(text, chunk[head:], limit)
+        units.append(Unit(*strip(text, chunk[0].start, chunk[head - 1].end), section_end=b))
+        units += _units(text, chunk[head:], limit, depth + 1)
     return units
 
 
-def _chunks(text: str, lines: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Group lines: a blank line, or a statement after an indented block, begins a new chunk at the outermost level."""
-    filled = [_indent(text, line) for line in lines if text[line[0] : line[1]].strip()]
-    if not filled:
-        return []
-    level = min(filled)
-    chunks: list[list[tuple[int, int]]] = []
-    blank, deep = True, False
+def _chunks(text: str, lines: Sequence[Line], *, outermost: bool) -> list[list[Line]]:
+    """Group lines: a statement after an indented block begins a new chunk; outermost, one after a blank line, too."""
+    level = min((line.indent for line in lines), default=0)
+    chunks: list[list[Line]] = []
     for line in lines:
-        shown = text[line[0] : line[1]]
-        if not shown.strip():
-            blank = True
-            continue
-        outer = _indent(text, line) == level
-        if not chunks or (outer and (blank or deep) and not _CLOSES.match(shown)):
+        if chunks and line.indent == level:
+            before = chunks[-1][-1]
+            apart = before.indent > level or (outermost and before.end < line.start)
+            if apart and not _CLOSES.match(text, line.start, line.end):
+                chunks.append([])
+        elif not chunks:
             chunks.append([])
         chunks[-1].append(line)
-        blank, deep = False, not outer
     return chunks
-
-
-def _head(text: str, chunk: Sequence[tuple[int, int]]) -> int | None:
-    """Number of lines above the chunk's indented block; None if there is none."""
-    level = _indent(text, chunk[0])
-    for index, line in enumerate(chunk):
-        if _indent(text, line) > level:
-            return index or None
-    return None
-
-
-def _indent(text: str, line: tuple[int, int]) -> int:
-    return strip(text, *line)[0] - line[0]

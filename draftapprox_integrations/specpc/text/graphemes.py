@@ -27,7 +27,6 @@ class Clusters:
     """
 
     def __init__(self, text: str):
-        self._text = text
         # Only clusters of several characters matter; plain ASCII has none but the line break \r\n.
         self._long: list[Span] = []
         if not text.isascii() or "\r\n" in text:

@@ -117,6 +117,7 @@ class Packer:
         while high < len(order):  # up in doubling steps: no text much longer than the budget is ever tokenized
             tried = self._measure(order[:high])
             if tried.total > budget:
+                high -= 1
                 break
             low, best = high, tried
             high = min(2 * high, len(order))

@@ -13,13 +13,13 @@ from typing import Literal
 
 import regex
 
+from .lines import Line, sample_of
 from .sentences import split_sentences, strip
 from .units import Unit
 
 Kind = Literal["rows", "labelled", "lines"]
 
 LINES_AT_LEAST = 3
-_SAMPLE = 1000  # lines that decide what all are
 _SHARE = 0.8  # of the lines must be alike
 _LABELLED_SHARE = 0.6  # of the lines must have a label
 _NARROW = 60  # characters: prose is wrapped at more
@@ -60,7 +60,7 @@ _OPENING = (":", "{", "(", "[")
 
 def kind_of_lines(lines: Sequence[str]) -> Kind | None:
     """What some lines are; None for wrapped prose."""
-    filled = [line for line in lines[:_SAMPLE] if line.strip()]
+    filled = sample_of(lines)
     if len(filled) > 1 and _QUESTION.match(filled[0]) and _ANSWER.match(filled[1]):
         return "labelled"
     if len(filled) < LINES_AT_LEAST:
@@ -74,7 +74,7 @@ def kind_of_lines(lines: Sequence[str]) -> Kind | None:
 
 def separator_of(lines: Sequence[str]) -> str | None:
     """The character between the cells of rows, or two spaces for aligned columns; None if lines are no rows."""
-    bare = [_QUOTED.sub("", line.strip()) for line in lines[:_SAMPLE]]
+    bare = [_QUOTED.sub("", line.strip()) for line in sample_of(lines)]
     for separator, pattern in _SEPARATORS.items():
         counts = Counter(len(pattern.findall(line)) for line in bare)
         count, lines_alike = counts.most_common(1)[0]
@@ -89,54 +89,50 @@ def separator_of(lines: Sequence[str]) -> str | None:
     return None
 
 
-def row_units(text: str, lines: Sequence[tuple[int, int]]) -> list[Unit]:
+def row_units(text: str, lines: Sequence[Line]) -> list[Unit]:
     """Rows of a table: each is a unit; the header, with the rule under it, speaks for all others.
 
     Args:
         text: The passage.
-        lines: Spans of lines, blank ones left out.
+        lines: Its lines.
     """
-    shown = [text[start:end] for start, end in lines]
+    shown = [text[line.start : line.end] for line in lines]
     separator = separator_of(shown) or "|"
     headers = 2 if len(shown) > 1 and _RULE.fullmatch(shown[1]) else 0
     if not headers and len(shown) >= LINES_AT_LEAST and _is_header(shown, _SEPARATORS[separator]):
         headers = 1
     units = []
     if headers:
-        start, end = strip(text, lines[0][0], lines[headers - 1][1])
-        units.append(Unit(start, end, section_end=lines[-1][1]))
-    return units + [Unit(*strip(text, start, end)) for start, end in lines[headers:]]
+        start, end = strip(text, lines[0].start, lines[headers - 1].end)
+        units.append(Unit(start, end, section_end=lines[-1].end))
+    return units + [Unit(*strip(text, line.start, line.end)) for line in lines[headers:]]
 
 
-def labelled_units(text: str, lines: Sequence[tuple[int, int]]) -> list[Unit]:
+def labelled_units(text: str, lines: Sequence[Line]) -> list[Unit]:
     """Lines with labels: each is a unit; a key speaks for the deeper lines below it, [section] up to the next one."""
     units: list[Unit] = []
-    for index, (start, end) in enumerate(lines):
-        line = text[start:end]
-        a, b = strip(text, start, end)
-        depth = a - start
-        if index == 0 and not _LABEL.match(line) and _LABEL.match(text[slice(*lines[1])]):
-            units.append(Unit(a, b, section_end=lines[-1][1]))  # "Opening hours"
-        elif _SECTION.match(line):
+    for index, line in enumerate(lines):
+        shown = text[line.start : line.end]
+        a, b = strip(text, line.start, line.end)
+        following = lines[index + 1] if index + 1 < len(lines) else None
+        if index == 0 and following and not _LABEL.match(shown) and _LABEL.match(text[following.start : following.end]):
+            units.append(Unit(a, b, section_end=lines[-1].end))  # "Opening hours"
+        elif _SECTION.match(shown):
             units.append(Unit(a, b, section_end=len(text), is_title=True))
-        elif line.rstrip().endswith(_OPENING) and index + 1 < len(lines) and _indent(text, lines[index + 1]) > depth:
+        elif following and shown.rstrip().endswith(_OPENING) and following.indent > line.indent:
             last = index + 1
-            while last + 1 < len(lines) and _indent(text, lines[last + 1]) > depth:
+            while last + 1 < len(lines) and lines[last + 1].indent > line.indent:
                 last += 1
-            units.append(Unit(a, b, section_end=lines[last][1]))
-        elif index and _ANSWER.match(line) and _QUESTION.match(text, units[-1].start):
+            units.append(Unit(a, b, section_end=lines[last].end))
+        elif index and _ANSWER.match(shown) and _QUESTION.match(text, units[-1].start):
             units[-1] = Unit(units[-1].start, b)
-        elif depth and units and units[-1].section_end is None and not _LABEL.match(line):
+        elif line.indent and units and units[-1].section_end is None and not _LABEL.match(shown):
             units[-1] = Unit(units[-1].start, b)  # goes on from the line before
         elif b - a > _WHOLE_LINE:
             units += [Unit(*span) for span in split_sentences(text, a, b)]
         else:
             units.append(Unit(a, b))
     return units
-
-
-def _indent(text: str, line: tuple[int, int]) -> int:
-    return strip(text, *line)[0] - line[0]
 
 
 def _is_header(lines: Sequence[str], separator: regex.Pattern[str]) -> bool:
@@ -148,7 +144,7 @@ def _is_header(lines: Sequence[str], separator: regex.Pattern[str]) -> bool:
     if any(len(cell) > _LONG_CELL or any(letter.isdigit() for letter in cell) for cell in named):
         return False
     below = Counter(
-        cell.strip().strip('"') for line in lines[1:_SAMPLE] for cell in separator.split(line.strip().strip("|"))
+        cell.strip().strip('"') for line in sample_of(lines)[1:] for cell in separator.split(line.strip().strip("|"))
     )
     return not any(below[cell] for cell in named)
 

@@ -109,8 +109,6 @@ def split_sentences(text: str, start: int = 0, end: int | None = None) -> list[S
 
 def strip(text: str, start: int, end: int) -> Span:
     """`start` and `end` moved inwards over white space."""
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end
+    piece = text[start:end]
+    start += len(piece) - len(piece.lstrip())
+    return start, max(start, end - len(piece) + len(piece.rstrip()))

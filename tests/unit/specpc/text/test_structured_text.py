@@ -198,6 +198,17 @@ def test_any_mixture_of_structures(text: str, limit: int) -> None:
     assert not text[position:].strip()
 
 
+def test_many_paragraphs_of_one_line_take_linear_time() -> None:
+    text = "The mill is old, and red.\n\n" * 20_000 + "\n\n".join(LINES["transcript"] * 40)
+    found = units(text)
+    assert [unit.text for unit in found[:20_000]] == ["The mill is old, and red."] * 20_000
+    assert [unit.text for unit in found[-8:]] == LINES["transcript"]
+
+
+def test_deeply_nested_code_takes_linear_time() -> None:
+    assert units("".join(" " * depth + "if x:\n" for depth in range(2000)))
+
+
 # Quadratic time would keep this test busy for hours.
 @pytest.mark.parametrize("run", STRUCTURES)
 def test_hostile_structures_take_linear_time(run: str) -> None:
