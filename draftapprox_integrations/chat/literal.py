@@ -65,10 +65,6 @@ class TextGuard:
         marked: Value = _map_strings(value, self._controls, marker, marking != "exact")
         return marked
 
-    def unmark(self, text: str) -> str:
-        """Return a rendered text without markers."""
-        return text.replace(self._marker, "")
-
     def encode(self, text: str, *, add_special_tokens: bool = False) -> EncodedPrompt | None:
         """Tokenize a text rendered from marked values.
 

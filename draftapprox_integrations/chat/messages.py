@@ -55,8 +55,10 @@ class Form:
         if message.tool_calls:
             given["tool_calls"] = []
             for call in message.tool_calls:
-                text = json.dumps(call.arguments, ensure_ascii=False) if self.arguments_as_text else None
-                function = {"name": call.name, "arguments": call.arguments if text is None else text}
+                arguments: Any = call.arguments
+                if self.arguments_as_text:
+                    arguments = json.dumps(arguments, ensure_ascii=False)
+                function = {"name": call.name, "arguments": arguments}
                 given["tool_calls"].append({"type": "function", "id": call.id, "function": function})
         if message.role == "tool":
             given |= {"name": message.name or "", "tool_call_id": message.tool_call_id or ""}

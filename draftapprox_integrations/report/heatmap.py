@@ -60,24 +60,6 @@ _SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
 _EQUAL = re.compile(rb"(.)\1*", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Heatmap:
-    """Renderer that a `CompressionResult` calls for `to_html` and in notebooks."""
-
-    def page(
-        self,
-        result: CompressionResult,
-        answers: Mapping[str, str] | None = None,
-        sources: Sequence[str | None] | None = None,
-    ) -> str:
-        """Return the result as an HTML document; see `render_page`."""
-        return render_page(result, answers, sources)
-
-    def fragment(self, result: CompressionResult) -> str:
-        """Return the result as HTML for a notebook cell; see `render_fragment`."""
-        return render_fragment(result)
-
-
 def render_page(
     result: CompressionResult,
     answers: Mapping[str, str] | None = None,
@@ -128,6 +110,14 @@ def render_fragment(result: CompressionResult) -> str:
         # Headings would turn up in the notebook's table of contents.
         f"{_header(result, 'div')}<div>\n{_main(result, [None] * len(result.passages), 'span')}</div>\n</section>\n"
     )
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Renderer that a `CompressionResult` calls for `to_html` and in notebooks."""
+
+    page = staticmethod(render_page)
+    fragment = staticmethod(render_fragment)
 
 
 def _classes(result: CompressionResult) -> str:
