@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..config import SpecPCConfig
-from ..errors import InvalidInputError
+from ..decoding.greedy import generate_greedily
+from ..errors import InvalidInputError, UnsupportedModelError
 from ..models.generation import with_generation_config
 from ..models.loading import LoadedModel, eos_token_ids, pad_left, truncate_after_eos
 from ..specpc.compressor import SpecPC
@@ -79,20 +80,32 @@ class DraftLookahead:
                 "lookahead_tokens (0 needs no draft)."
             )
         eos = eos_token_ids(draft.model)
+        with draft.lock:
+            try:
+                out = generate_greedily(draft.model, ids, mask, tokens, eos, is_cancelled)
+            except UnsupportedModelError:
+                out = self._generate_as_transformers(ids, mask, tokens, eos, is_cancelled)
+        return [truncate_after_eos(row, eos) for row in out]
+
+    def _generate_as_transformers(
+        self, ids: Tensor, mask: Tensor, tokens: int, eos: list[int], is_cancelled: Callable[[], bool]
+    ) -> Tensor:
+        """Any model that generates can draft, also one whose attention cannot be observed."""
+        draft = self._draft
         # A fresh config in place of the draft's own: beams, another cache, sampling settings and penalties from the
         # draft's model card are not part of the method.
         config = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
         )
         model = with_generation_config(draft.model, config)
-        with draft.lock, torch.inference_mode():
-            out = type(model).generate(  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            out: Tensor = type(model).generate(  # type: ignore[attr-defined]
                 model,
                 input_ids=ids.to(draft.device),
                 attention_mask=mask.to(draft.device),
                 stopping_criteria=StoppingCriteriaList([CancellationCriteria(is_cancelled)]),
             )
-        return [truncate_after_eos(row, eos) for row in out[:, ids.shape[1] :].cpu()]
+        return out[:, ids.shape[1] :].cpu()
 
 
 class SelfLookahead:

@@ -6,6 +6,7 @@ token while the layers run. No tensor of size [heads, queries, tokens] outlives 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ...config import SpecPCConfig
+from ...decoding.cache import SlotCache, chunked_layers, has_slots
+from ...decoding.greedy import buffered_cache, continue_greedily
+from ...decoding.step import PlainStep, Step
 from ...models.attention import StopForward, observing, tail_attention
 from ...models.compatibility import ObservedLayers, attention_layers, check_chunks, check_padding, position_limit
 from ...models.loading import eos_token_ids, input_device, truncate_after_eos
@@ -34,34 +38,56 @@ class Importance:
 
 
 class _Reducer:
-    """Observer that reduces each layer's attention into one float32 [batch, prompt tokens] tensor."""
+    """Observer that reduces each layer's attention into one float32 [batch, prompt tokens] tensor.
+
+    Attributes:
+        scores: The result, on the device of the token ids.
+        running: bool [batch], rows that have not ended; others receive no more scores.
+        first_token: Tells the index of the first key that a layer attends to, in steps over slots; None where keys end
+            with the newest token.
+    """
 
     def __init__(self, view: PreTrainedModel, batch: int, prompt: int, window: int, config: SpecPCConfig):
-        layers = int(view.config.get_text_config().num_hidden_layers)
-        self.scores = torch.zeros(batch, prompt)
+        layers, device = int(view.config.get_text_config().num_hidden_layers), input_device(view)
+        self.scores = torch.zeros(batch, prompt, device=device)
+        self.running = torch.ones(batch, dtype=torch.bool, device=device)
+        self.first_token: Callable[[int, Tensor], int] | None = None
         self.prompt, self.window, self.config = prompt, window, config
         self.start, self.last = config.resolved_start(layers), layers - 1
         self.view, self.layers = view, attention_layers(view)
-        self.active = torch.ones(batch, dtype=torch.bool)  # rows that have not ended
         self.stop_after_last = False
         self.end = 0  # sequence length at the end of the current pass
+        self.reports: ObservedLayers | None = None  # of the prefill
+        self._seen: set[int] = set()
 
     def start_pass(self, new: int, end: int, *, cached: bool) -> None:
-        """Announce a forward pass over `new` tokens that end at sequence length `end`."""
+        """Announce a pass over `new` prompt tokens that end at sequence length `end`."""
         self.end = end
         self.reports = ObservedLayers(self.view, self.layers, new, end, windows=cached)
 
+    def start_step(self, running: Tensor) -> None:
+        """Announce a step of one drafted token per row."""
+        self.end += 1
+        self.reports = None
+        self._seen.clear()
+        self.running.copy_(running)
+
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        if not self.reports.record(layer, query, key, mask):
+        if self.reports is None:
+            if layer in self._seen:  # some layers call their attention per part of a value
+                return
+            self._seen.add(layer)
+        elif not self.reports.record(layer, query, key, mask):
             return
-        if layer >= self.start and self.end > self.prompt - self.window and self.active.any():
-            self._reduce(query, key, mask, scaling)
+        if layer >= self.start and self.end > self.prompt - self.window:
+            self._reduce(layer, query, key, mask, scaling)
         if layer == self.last and self.stop_after_last and self.end >= self.prompt:
             raise StopForward
 
-    def _reduce(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def _reduce(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         new, seen = query.shape[2], key.shape[2]
-        first_key = self.end - seen  # > 0 where a sliding-window cache dropped the beginning
+        # > 0 where a sliding-window cache dropped the beginning
+        first_key = self.end - seen if self.first_token is None else self.first_token(layer, key)
         window_start = self.prompt - self.window
         prefill = self.end <= self.prompt
         rows = min(new, self.end - window_start) if prefill else new
@@ -81,7 +107,7 @@ class _Reducer:
                 found = torch.maximum(found, attention.amax(dim=(1, 2)))
             else:
                 found += attention.sum(dim=(1, 2))
-        found = found.cpu() * self.active[:, None]
+        found = found.to(self.scores.device) * self.running[:, None]
         kept = self.scores[:, first_key : first_key + keys]
         kept.copy_(torch.maximum(kept, found) if maximum else kept + found)
 
@@ -127,7 +153,7 @@ def read_importance(
     chunk = config.prefill_chunk_size or prompt
     if chunk < prompt:
         check_chunks(view, chunk, prompt)
-    cache = DynamicCache(config=view.config) if steps > 1 or chunk < prompt else None
+    cache = buffered_cache(view, steps) if steps > 1 or chunk < prompt else None
     # As a position, not as a number of tokens: given a number, Gemma 3n and 4 do not run all queries in all layers.
     last = torch.tensor([-1], device=device)
     logits: Tensor | None = None
@@ -144,11 +170,12 @@ def read_importance(
                 logits_to_keep=last,
             )
         logits = out.logits[:, -1]
+    assert reducer.reports is not None
     reducer.reports.check_complete(reducer.start)
     drafted: list[Tensor] | None = None
     if logits is not None:
         drafted = _draft(view, reducer, mask, positions[:, -1], logits, cache, steps)
-    scores = reducer.scores * attention_mask.to(reducer.scores.device)
+    scores = reducer.scores.cpu() * attention_mask.cpu()
     check_finite(scores)
     return Importance(scores, drafted if draft_tokens else None)
 
@@ -163,26 +190,18 @@ def _draft(
     steps: int,
 ) -> list[Tensor]:
     """Draft greedily; each step's query is scored with too. The last drafted token is never fed."""
-    ends = eos_token_ids(view)
-    drafted = [logits.argmax(-1)]
-    for _ in range(steps - 1):
-        if ends:
-            reducer.active &= ~torch.isin(drafted[-1].cpu(), torch.tensor(ends))
-        if not reducer.active.any():
-            break
-        mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-        position = position + 1
-        reducer.start_pass(1, reducer.end + 1, cached=True)
-        with observing(reducer):
-            out = view(
-                input_ids=drafted[-1][:, None],
-                attention_mask=mask if _padded(mask) else None,
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        drafted.append(out.logits[:, -1].argmax(-1))
-    return [truncate_after_eos(row, ends) for row in torch.stack(drafted, dim=1).cpu()]
+    ends, first = eos_token_ids(view), logits.argmax(-1)
+    step: Step | PlainStep
+    if cache is None:
+        return [truncate_after_eos(row, ends) for row in first[:, None].cpu()]
+    if has_slots(view):
+        slots = SlotCache.adopt(cache, mask.sum(dim=1).tolist(), chunked_layers(view))
+        reducer.first_token = slots.first_token
+        step = Step(view, slots, reducer, preserved=[reducer.scores])
+    else:
+        step = PlainStep(view, cache, mask, reducer)
+    drafted = continue_greedily(step, first, position, steps, ends, before=reducer.start_step)
+    return [truncate_after_eos(row, ends) for row in drafted]
 
 
 def _padded(mask: Tensor) -> bool:

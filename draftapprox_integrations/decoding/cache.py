@@ -1,0 +1,436 @@
+"""The KV cache of a running batch. Every slot (a row of the batch) has a sequence of its own length.
+
+A layer's pairs of a slot are consecutive entries of a buffer: first what was kept of the prompt, then later tokens. A
+step writes one entry per slot and reads the buffers in place; nothing is concatenated or copied. A slot can be filled,
+moved and emptied between steps, whatever the other slots do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
+
+from ..errors import UnsupportedModelError
+from ..models.attention import Attend
+from .attend import attend_slots
+from .buffered import RESERVE, BufferedLayer
+from .spans import Span, SpanStep, StaticSpan, plan_step
+
+
+@runtime_checkable
+class MakesSlots(Protocol):
+    """A cache layer that knows how its pairs are stored in slots; other layers get those of this module."""
+
+    def make_slots(self, fed: Span) -> SlotStorage:
+        """Return empty slots. `fed` counts the tokens of each slot after its prompt."""
+
+
+def has_slots(model: PreTrainedModel) -> bool:
+    """Whether the states of all of a model's layers can be stored in slots."""
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
+    return all(type(layer) in kinds for layer in DynamicCache(config=model.config).layers)
+
+
+def chunked_layers(model: PreTrainedModel) -> frozenset[int]:
+    """Indices of the layers whose windows are chunks of the sequence."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return frozenset(index for index, kind in enumerate(kinds) if kind == "chunked_attention")
+
+
+class SlotStorage(CacheLayerMixin):
+    """One layer of a running batch's cache."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: slots get their sizes from what they admit."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Not used: a step brings its own mask."""
+        return query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: there is none."""
+        return -1
+
+    def get_seq_length(self) -> int:
+        """Not used: `SlotCache.get_seq_length` answers for all layers."""
+        return 0
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; the first ones keep their pairs."""
+        raise NotImplementedError
+
+    def admit(self, slot: int, source: Any, row: int, tokens: int) -> None:
+        """Copy the pairs of a row of a prefilled cache's layer, which holds `tokens` tokens of it, into a slot."""
+        raise NotImplementedError
+
+    def move(self, source: int, slot: int) -> None:
+        """Copy one slot's pairs over another's."""
+        raise NotImplementedError
+
+    def reserve(self, capacity: int) -> None:
+        """Grow the buffers to `capacity` entries per slot."""
+        raise NotImplementedError
+
+
+class SpanSlots(SlotStorage):
+    """Layer whose slots hold equally many tokens in all heads: full attention, a sliding window, or a chunk.
+
+    Args:
+        span: The entries that count, shared with layers of the same kind.
+
+    Attributes:
+        buffers: Keys and values, each [slots, kv_heads, capacity, head_dim]; None before the first pairs.
+        step: The plan of the running step.
+        current: What the running step returned as keys.
+    """
+
+    def __init__(self, span: Span):
+        super().__init__()
+        self.span = span
+        self.buffers: tuple[Tensor, Tensor] | None = None
+        self.step: SpanStep | None = None
+        self.current: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write one token of each row and return the keys and values that the step reads."""
+        assert self.buffers is not None
+        assert self.step is not None
+        rows, step = key_states.shape[0], self.step
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            if step.entry is not None:
+                buffer[:rows, :, step.entry] = new[:, :, 0]
+            else:
+                assert step.index is not None
+                buffer[:rows].scatter_(2, step.index.expand(-1, new.shape[1], -1, new.shape[3]), new)
+        keys, values = (buffer[:rows, :, step.start : step.stop] for buffer in self.buffers)
+        self.current = keys
+        return keys, values
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots."""
+        if self.buffers is not None:
+            self.buffers = tuple(_resized(buffer, slots, self.span.capacity) for buffer in self.buffers)  # type: ignore[assignment]
+
+    def reserve(self, capacity: int) -> None:
+        """Grow the buffers; the span's capacity is the caller's to change."""
+        if self.buffers is not None and self.buffers[0].shape[2] < capacity:
+            self.buffers = tuple(_resized(buffer, len(buffer), capacity) for buffer in self.buffers)  # type: ignore[assignment]
+
+    def admit(self, slot: int, source: Any, row: int, tokens: int) -> None:
+        """Copy a row's last pairs to the beginning of a slot."""
+        states = source.keys, source.values
+        count = min(tokens, states[0].shape[2])
+        if self.buffers is None:
+            slots = len(self.span.ends)
+            self.buffers = tuple(  # type: ignore[assignment]
+                state.new_zeros(slots, state.shape[1], self.span.capacity, state.shape[3]) for state in states
+            )
+        assert self.buffers is not None
+        for buffer, state in zip(self.buffers, states, strict=True):
+            buffer[slot, :, :count] = state[row, :, state.shape[2] - count :]
+        self.span.firsts[slot], self.span.ends[slot] = 0, count
+
+    def move(self, source: int, slot: int) -> None:
+        """Copy one slot's pairs over another's."""
+        assert self.buffers is not None
+        end = self.span.ends[source]
+        for buffer in self.buffers:
+            buffer[slot, :, :end] = buffer[source, :, :end]
+
+
+class StateSlots(LinearAttentionLayer):
+    """Slots of a convolutional or recurrent layer: one state of a fixed size per slot.
+
+    Args:
+        states: Number of states in the layer.
+    """
+
+    def __init__(self, states: int = 1) -> None:
+        super().__init__(number_of_states=states)
+        self.state_buffers: dict[tuple[str, int], Tensor] = {}
+
+    def begin(self, rows: int) -> None:
+        """Let the model see, and change in place, the states of the first `rows` slots."""
+        for (kind, index), buffer in self.state_buffers.items():
+            getattr(self, kind)[index] = buffer[:rows]
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots."""
+        for key, old in self.state_buffers.items():
+            self.state_buffers[key] = old.new_zeros(slots, *old.shape[1:])
+            self.state_buffers[key][: min(slots, len(old))] = old[:slots]
+
+    def admit_states(self, slot: int, source: LinearAttentionLayer, row: int, slots: int) -> None:
+        """Copy a row's states; `slots` is the number of slots."""
+        for kind in ("conv_states", "recurrent_states"):
+            for index, states in getattr(source, kind).items():
+                if states is None:
+                    continue
+                if (kind, index) not in self.state_buffers:
+                    self.state_buffers[kind, index] = states.new_zeros(slots, *states.shape[1:])
+                    getattr(self, f"is_{kind}_initialized")[index] = True
+                    self.device, self.dtype = states.device, states.dtype
+                self.state_buffers[kind, index][slot] = states[row]
+                self.conv_kernel_size[index] = source.conv_kernel_size[index]
+                self.has_previous_state[index] = True
+
+    def move(self, source: int, slot: int) -> None:
+        """Copy one slot's states over another's."""
+        for buffer in self.state_buffers.values():
+            buffer[slot] = buffer[source]
+
+
+class SlotCache(Cache):
+    """Cache of a running batch, and the observer that computes its attention.
+
+    Args:
+        source: A prefilled cache of the model, for the kinds of its layers.
+        chunked: Indices of layers whose windows are chunks of the sequence.
+
+    Attributes:
+        tokens: Per slot the tokens of its sequence that were fed, evicted ones included.
+        version: Changes when a buffer was replaced, so that what was recorded over it is void.
+
+    Raises:
+        UnsupportedModelError: a layer's states cannot be stored in slots.
+    """
+
+    def __init__(self, source: Cache, chunked: frozenset[int] = frozenset()):
+        self.tokens: list[int] = []
+        self.version = 0
+        self._spans: dict[Any, Span] = {}
+        self._fed = Span()  # tokens after the prompt, for layers that store those apart
+        self._static: dict[int, StaticSpan] | None = None
+        self._static_tokens: Tensor | None = None
+        super().__init__(layers=[self._slots_of(layer, index in chunked) for index, layer in enumerate(source.layers)])
+
+    def _slots_of(self, layer: Any, chunked: bool) -> Any:
+        if isinstance(layer, MakesSlots):
+            self._spans["fed"] = self._fed
+            return layer.make_slots(self._fed)
+        if isinstance(layer, DummyLayer):
+            return layer
+        if type(layer) is LinearAttentionLayer:
+            return StateSlots(layer.number_of_states)
+        if isinstance(layer, DynamicLayer) and layer.keys is not None:
+            window = int(getattr(layer, "sliding_window", 0) or 0)
+            key = (window, chunked, layer.keys.device, layer.keys.dtype)
+            return SpanSlots(self._spans.setdefault(key, Span(window, chunked)))
+        raise UnsupportedModelError(f"layers of kind {type(layer).__name__} have no slots in a running batch")
+
+    # ------------------------------------------------------------------ slots
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return len(self.tokens)
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; the first ones keep their pairs."""
+        self.tokens = (self.tokens + [0] * slots)[:slots]
+        for span in self._spans.values():
+            span.resize(slots)
+        for layer in self.layers:
+            if not isinstance(layer, DummyLayer):
+                layer.resize(slots)
+        self._changed()
+
+    def admit(self, slot: int, source: Cache, row: int, tokens: int, pairs: int) -> None:
+        """Copy a row of a prefilled cache into a slot.
+
+        Args:
+            slot: Index of the slot.
+            source: The prefilled cache.
+            row: Row of `source`.
+            tokens: Tokens of the row that `source` counts as holding, padding not included.
+            pairs: Most pairs that a layer holds of them, which the buffers must have room for.
+        """
+        self._reserve(pairs + 1)
+        for layer, states in zip(self.layers, source.layers, strict=True):
+            if isinstance(layer, StateSlots):
+                layer.admit_states(slot, states, row, self.slots)
+            elif isinstance(layer, SlotStorage):
+                layer.admit(slot, states, row, tokens)
+        self.tokens[slot], self._fed.ends[slot] = tokens, 0
+        self._load()
+
+    @classmethod
+    def adopt(cls, source: Cache, tokens: Sequence[int], chunked: frozenset[int] = frozenset()) -> SlotCache:
+        """Take over a whole prefilled batch, without a copy where its layers have spare room (`BufferedLayer`).
+
+        Args:
+            source: The prefilled cache, padded on the left; of no use afterwards.
+            tokens: Per row its tokens without padding.
+            chunked: As for the class.
+        """
+        cache = cls(source, chunked)
+        cache.tokens = list(tokens)
+        for span in cache._spans.values():
+            span.resize(len(tokens))
+        for index, (layer, states) in enumerate(zip(cache.layers, source.layers, strict=True)):
+            if isinstance(layer, SpanSlots):
+                count = states.keys.shape[2]
+                buffers = states.take_buffers() if isinstance(states, BufferedLayer) else (states.keys, states.values)
+                layer.span.ends[:] = [count] * len(tokens)
+                layer.span.firsts[:] = [max(count - n, 0) for n in tokens]
+                layer.span.origin = max(tokens) - count
+                layer.buffers = buffers
+                layer.span.capacity = max(layer.span.capacity, buffers[0].shape[2])
+                source.layers[index] = DummyLayer()  # frees its pairs where they were copied
+            elif isinstance(layer, StateSlots):
+                for row in range(len(tokens)):
+                    layer.admit_states(row, states, row, len(tokens))
+        for layer in cache.layers:
+            if isinstance(layer, SpanSlots):
+                layer.reserve(layer.span.capacity)
+        return cache
+
+    def move(self, source: int, slot: int) -> None:
+        """Copy one slot over another."""
+        for layer in self.layers:
+            if not isinstance(layer, DummyLayer):
+                layer.move(source, slot)
+        self.tokens[slot] = self.tokens[source]
+        for span in self._spans.values():
+            span.firsts[slot], span.ends[slot] = span.firsts[source], span.ends[source]
+        self._load()
+
+    def _reserve(self, entries: int) -> None:
+        """Make room for `entries` entries in each slot, with some to spare."""
+        for span in self._spans.values():
+            if entries > span.capacity:
+                span.capacity = -(-(entries + max(RESERVE, entries // 4)) // RESERVE) * RESERVE
+                for layer in self.layers:
+                    if isinstance(layer, SlotStorage) and getattr(layer, "span", None) is span:
+                        layer.reserve(span.capacity)
+                self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._static = self._static_tokens = None
+
+    # ------------------------------------------------------------------ a step
+
+    def begin(self, rows: int) -> None:
+        """Plan a step of the first `rows` slots, with shapes that follow them."""
+        self._reserve_next(rows)
+        self._begin_layers(rows, {id(span): self._plan(span, rows) for span in self._spans.values()})
+
+    def begin_static(self, rows: int) -> None:
+        """Plan a step from the counts in tensors; call `prepare_static` first."""
+        assert self._static is not None
+        assert self._static_tokens is not None
+        self._begin_layers(
+            rows, {key: static.plan(self._static_tokens, rows) for key, static in self._static.items()}
+        )
+
+    def _plan(self, span: Span, rows: int) -> SpanStep:
+        device, dtype = self._place(span)
+        return plan_step(span, self.tokens, rows, device, dtype)
+
+    def _place(self, span: Span) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of a span's keys."""
+        for layer in self.layers:
+            if getattr(layer, "span", None) is span and (buffers := getattr(layer, "buffers", None)) is not None:
+                return buffers[0].device, buffers[0].dtype
+        return torch.device("cpu"), torch.float32
+
+    def _begin_layers(self, rows: int, steps: dict[int, SpanStep]) -> None:
+        for layer in self.layers:
+            if isinstance(layer, StateSlots):
+                layer.begin(rows)
+            elif isinstance(layer, SlotStorage):
+                layer.step, layer.current = steps[id(layer.span)], None  # type: ignore[attr-defined]
+
+    def _reserve_next(self, rows: int) -> None:
+        for span in self._spans.values():
+            newest = max(span.ends[:rows], default=0)
+            if newest >= span.capacity:
+                self._reserve(newest + 1)
+
+    def prepare_static(self, rows: int) -> None:
+        """Have room for a step, and the counts in tensors that a recorded step reads and advances."""
+        self._reserve_next(rows)
+        if self._static is None:
+            self._static = {id(span): StaticSpan(span, self.slots, *self._place(span)) for span in self._spans.values()}
+            device = next(iter(self._static.values())).counts.device
+            self._static_tokens = torch.zeros(self.slots, dtype=torch.long, device=device)
+            self._load()
+
+    def states(self) -> list[Tensor]:
+        """Tensors that a step changes even if it is not counted."""
+        return [buffer for layer in self.layers if isinstance(layer, StateSlots) for buffer in layer.state_buffers.values()]
+
+    def _load(self) -> None:
+        if self._static is not None and self._static_tokens is not None:
+            for static in self._static.values():
+                static.load()
+            self._static_tokens.copy_(torch.tensor(self.tokens))
+
+    def advance(self, rows: int) -> None:
+        """Count the tokens of a step."""
+        for slot in range(rows):
+            self.tokens[slot] += 1
+        for span in self._spans.values():
+            for slot in range(rows):
+                span.ends[slot] += 1
+
+    def advance_static(self) -> None:
+        """Count the tokens of a step in the tensors."""
+        assert self._static is not None
+        assert self._static_tokens is not None
+        self._static_tokens += 1
+        for static in self._static.values():
+            static.counts[1] += 1
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the longest sequence, evicted ones included."""
+        return max(self.tokens, default=0)
+
+    # ------------------------------------------------------------------ attention
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
+        """Attend to what counts of each slot; see `Observer.observe`."""
+        owner = self.owner(layer, key)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return attend_slots(query, key, value, owner.step, scaling, owner.buffers if owner.current is key else None)
+
+        return attend
+
+    def first_token(self, layer: int, key: Tensor) -> int:
+        """Index in an adopted batch's padded sequence of the first entry in `key`."""
+        owner = self.owner(layer, key)
+        assert owner.step is not None
+        return owner.span.origin + owner.step.start
+
+    def owner(self, layer: int, key: Tensor) -> SpanSlots:
+        """The layer whose pairs `key` holds: another one where layers share them."""
+        own = self.layers[layer]
+        if isinstance(own, SpanSlots):
+            return own
+        for other in self.layers:
+            if isinstance(other, SpanSlots) and other.current is key:
+                return other
+        raise UnsupportedModelError(f"layer {layer} attends to pairs that no layer keeps")
+
+
+def _resized(buffer: Tensor, slots: int, capacity: int) -> Tensor:
+    """A buffer [slots, heads, capacity, dim] that begins with the old one."""
+    if buffer.shape[0] == slots and buffer.shape[2] == capacity:
+        return buffer
+    new = buffer.new_zeros(slots, buffer.shape[1], capacity, buffer.shape[3])
+    rows, entries = min(slots, len(buffer)), min(capacity, buffer.shape[2])
+    new[:rows, :, :entries] = buffer[:rows, :, :entries]
+    return new

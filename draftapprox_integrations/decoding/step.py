@@ -1,0 +1,198 @@
+"""One token of every row: `Step`, eager or recorded once as a CUDA graph and replayed; `PlainStep` for any cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from ..models.attention import Observer, observing
+from ..models.loading import input_device
+from .cache import SlotCache
+
+logger = logging.getLogger(__name__)
+
+# record(work, warm_up) -> Recorded
+Record: TypeAlias = "Callable[[Callable[[], None], Callable[[], object]], Recorded]"
+
+
+class Step:
+    """Feeds one token of every row to a model.
+
+        logits = step(ids, positions)      # [rows, 1], [rows, 1] -> [rows, vocabulary]
+
+    On CUDA a step is recorded once per number of rows and size of the buffers, and replayed: the launch of a graph in
+    place of a thousand kernels. Where that fails, a warning says why, and steps run eagerly.
+
+    Args:
+        view: From `attention_view`.
+        cache: Its first slots are the rows.
+        observer: Sees the queries and keys of the rows as well; its tensors must stay where they are if `static`.
+        preserved: The observer's tensors that a step changes.
+        record: Records steps; None: CUDA graphs on CUDA, nothing elsewhere.
+    """
+
+    def __init__(
+        self,
+        view: PreTrainedModel,
+        cache: SlotCache,
+        observer: Observer | None = None,
+        preserved: Sequence[Tensor] = (),
+        record: Record | None = None,
+    ):
+        self._view, self.cache, self.device = view, cache, input_device(view)
+        self._observer: Observer = cache if observer is None else _Both(cache, observer)
+        self._preserved = preserved
+        self._record = record_cuda_graph if record is None and self.device.type == "cuda" else record
+        self._graphs: dict[int, _Graph] = {}
+        self._version = -1
+
+    def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Feed one token per row.
+
+        Args:
+            ids, positions: LongTensor [rows, 1], on the model's device.
+
+        Returns:
+            Logits [rows, vocabulary], valid until the next step.
+        """
+        rows, cache = len(ids), self.cache
+        if self._record is not None and self._is_recorded(self._record, rows):
+            logits = self._graphs[rows].replay(ids, positions)
+        else:
+            cache.begin(rows)
+            logits = self._forward(ids, positions)
+        cache.advance(rows)
+        return logits
+
+    def _is_recorded(self, record: Record, rows: int) -> bool:
+        """Record a step of `rows` rows if there is none for the buffers as they are; False where that fails."""
+        cache = self.cache
+        cache.prepare_static(rows)
+        if self._version != cache.version:
+            self._graphs.clear()
+            self._version = cache.version
+        if rows not in self._graphs:
+            try:
+                self._graphs[rows] = _Graph(self, rows, record, [*self._preserved, *cache.states()])
+            except Exception as error:  # what cannot be recorded fails in many ways
+                logger.warning("steps of %s are not recorded: %s", type(self._view).__name__, error)
+                self._record = None
+                return False
+        return True
+
+    def forward_static(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """A step whose shapes and addresses do not depend on the slots' counts. Host counts are not advanced."""
+        self.cache.begin_static(len(ids))
+        return self._forward(ids, positions)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        with observing(self._observer), torch.inference_mode():
+            out = self._view(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=torch.ones(len(ids), 1, 1, 1, dtype=torch.bool, device=ids.device),  # used as it comes
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+
+class PlainStep:
+    """A step over any cache of transformers, which grows: for models whose states have no slots.
+
+    Args:
+        view: From `attention_view`.
+        cache: The prefilled cache.
+        mask: LongTensor [rows, tokens so far], 0 at padding.
+        observer: Sees queries and keys.
+    """
+
+    def __init__(self, view: PreTrainedModel, cache: Cache, mask: Tensor, observer: Observer):
+        self._view, self._cache, self._mask, self._observer = view, cache, mask, observer
+        self._padded = not bool(mask.all())
+
+    def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """As `Step.__call__`."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
+        with observing(self._observer), torch.inference_mode():
+            out = self._view(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=self._mask if self._padded else None,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+
+class _Both:
+    """Two observers, of which the first computes the attention and the second looks on."""
+
+    def __init__(self, cache: SlotCache, other: Observer):
+        self._cache, self._other = cache, other
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Any:
+        attend = self._cache.observe(layer, query, key, mask, scaling)
+        step = self._cache.owner(layer, key).step
+        self._other.observe(layer, query, key, None if step is None else step.bias, scaling)
+        return attend
+
+
+class Recorded(Protocol):
+    """Work that was recorded once, with all of its addresses, and can be run again."""
+
+    def replay(self) -> None:
+        """Run it on what its tensors hold now."""
+
+
+def record_cuda_graph(work: Callable[[], None], warm_up: Callable[[], object]) -> Recorded:
+    """Record `work` as a CUDA graph, after two runs of `warm_up` on another stream, as CUDA asks for.
+
+    Raises:
+        RuntimeError: `work` synchronizes, or reads values of tensors.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        warm_up()
+        warm_up()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+class _Graph:
+    """A recorded step of a number of rows, with tensors of its own for ids, positions and logits.
+
+    Running a step without counting it changes nothing but the entry that the next step writes, and the states that
+    `preserved` names; those are put back after the warm-up.
+    """
+
+    def __init__(self, step: Step, rows: int, record: Record, preserved: Sequence[Tensor]):
+        self._ids = torch.zeros(rows, 1, dtype=torch.long, device=step.device)
+        self._positions, self._logits = torch.zeros_like(self._ids), torch.empty(0)
+        saved = [tensor.clone() for tensor in preserved]
+
+        def work() -> None:
+            self._logits = step.forward_static(self._ids, self._positions)
+            step.cache.advance_static()
+
+        with torch.inference_mode():
+            self._recorded = record(work, lambda: step.forward_static(self._ids, self._positions))
+            for tensor, before in zip(preserved, saved, strict=True):
+                tensor.copy_(before)
+
+    def replay(self, ids: Tensor, positions: Tensor) -> Tensor:
+        self._ids.copy_(ids)
+        self._positions.copy_(positions)
+        self._recorded.replay()
+        return self._logits
