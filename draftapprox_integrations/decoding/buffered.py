@@ -65,4 +65,5 @@ def _copied(states: Tensor, capacity: int) -> Tensor:
     """A buffer of `capacity` entries that begins with `states` [batch, heads, entries, dim]."""
     buffer = states.new_empty(*states.shape[:2], capacity, states.shape[-1])
     buffer[:, :, : states.shape[2]] = states
+    buffer[:, :, states.shape[2] :] = 0  # masked entries are multiplied by 0, which must not meet a NaN
     return buffer

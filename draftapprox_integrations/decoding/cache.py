@@ -49,7 +49,23 @@ def chunked_layers(model: PreTrainedModel) -> frozenset[int]:
 
 
 class SlotStorage(CacheLayerMixin):
-    """One layer of a running batch's cache."""
+    """One layer of a running batch's cache.
+
+    Args:
+        span: The entries that count, shared with layers of the same kind.
+
+    Attributes:
+        step: The plan of the running step.
+    """
+
+    def __init__(self, span: Span):
+        super().__init__()
+        self.span = span
+        self.step: SpanStep | None = None
+
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of the keys."""
+        raise NotImplementedError
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: slots get their sizes from what they admit."""
@@ -68,6 +84,10 @@ class SlotStorage(CacheLayerMixin):
 
     def resize(self, slots: int) -> None:
         """Change the number of slots; the first ones keep their pairs."""
+        raise NotImplementedError
+
+    def entries_for(self, source: Any, tokens: int) -> int:
+        """Entries of the layer's span that a row of a prefilled cache's layer needs."""
         raise NotImplementedError
 
     def admit(self, slot: int, source: Any, row: int, tokens: int) -> None:
@@ -91,16 +111,18 @@ class SpanSlots(SlotStorage):
 
     Attributes:
         buffers: Keys and values, each [slots, kv_heads, capacity, head_dim]; None before the first pairs.
-        step: The plan of the running step.
         current: What the running step returned as keys.
     """
 
     def __init__(self, span: Span):
-        super().__init__()
-        self.span = span
+        super().__init__(span)
         self.buffers: tuple[Tensor, Tensor] | None = None
-        self.step: SpanStep | None = None
         self.current: Tensor | None = None
+
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of the keys."""
+        assert self.buffers is not None
+        return self.buffers[0].device, self.buffers[0].dtype
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token of each row and return the keys and values that the step reads."""
@@ -127,10 +149,13 @@ class SpanSlots(SlotStorage):
         if self.buffers is not None and self.buffers[0].shape[2] < capacity:
             self.buffers = tuple(_resized(buffer, len(buffer), capacity) for buffer in self.buffers)  # type: ignore[assignment]
 
+    def entries_for(self, source: Any, tokens: int) -> int:
+        """A row's pairs."""
+        return min(tokens, int(source.keys.shape[2]))
+
     def admit(self, slot: int, source: Any, row: int, tokens: int) -> None:
         """Copy a row's last pairs to the beginning of a slot."""
-        states = source.keys, source.values
-        count = min(tokens, states[0].shape[2])
+        states, count = (source.keys, source.values), self.entries_for(source, tokens)
         if self.buffers is None:
             slots = len(self.span.ends)
             self.buffers = tuple(  # type: ignore[assignment]
@@ -139,14 +164,14 @@ class SpanSlots(SlotStorage):
         assert self.buffers is not None
         for buffer, state in zip(self.buffers, states, strict=True):
             buffer[slot, :, :count] = state[row, :, state.shape[2] - count :]
+            buffer[slot, :, count:] = 0  # masked entries are multiplied by 0, which must not meet a NaN
         self.span.firsts[slot], self.span.ends[slot] = 0, count
 
     def move(self, source: int, slot: int) -> None:
         """Copy one slot's pairs over another's."""
         assert self.buffers is not None
-        end = self.span.ends[source]
         for buffer in self.buffers:
-            buffer[slot, :, :end] = buffer[source, :, :end]
+            buffer[slot] = buffer[source]
 
 
 class StateSlots(LinearAttentionLayer):
@@ -239,30 +264,39 @@ class SlotCache(Cache):
     def resize(self, slots: int) -> None:
         """Change the number of slots; the first ones keep their pairs."""
         self.tokens = (self.tokens + [0] * slots)[:slots]
-        for span in self._spans.values():
+        for span in {id(span): span for span in (*self._spans.values(), self._fed)}.values():
             span.resize(slots)
         for layer in self.layers:
             if not isinstance(layer, DummyLayer):
                 layer.resize(slots)
         self._changed()
 
-    def admit(self, slot: int, source: Cache, row: int, tokens: int, pairs: int) -> None:
-        """Copy a row of a prefilled cache into a slot.
+    def admit(self, slots: Sequence[int], source: Cache, tokens: Sequence[int]) -> None:
+        """Copy the rows of a prefilled cache into slots; the cache is emptied on the way and of no use afterwards.
 
         Args:
-            slot: Index of the slot.
-            source: The prefilled cache.
-            row: Row of `source`.
-            tokens: Tokens of the row that `source` counts as holding, padding not included.
-            pairs: Most pairs that a layer holds of them, which the buffers must have room for.
+            slots: Per row of `source` the index of its slot.
+            source: The prefilled cache, padded on the left.
+            tokens: Per row the tokens that `source` counts as holding, padding not included.
         """
-        self._reserve(pairs + 1)
-        for layer, states in zip(self.layers, source.layers, strict=True):
-            if isinstance(layer, StateSlots):
-                layer.admit_states(slot, states, row, self.slots)
-            elif isinstance(layer, SlotStorage):
-                layer.admit(slot, states, row, tokens)
-        self.tokens[slot], self._fed.ends[slot] = tokens, 0
+        for slot, count in zip(slots, tokens, strict=True):
+            self._fed.firsts[slot] = self._fed.ends[slot] = 0
+            self.tokens[slot] = count
+        for span in self._spans.values():
+            needed = [
+                layer.entries_for(states, count)
+                for layer, states in zip(self.layers, source.layers, strict=True)
+                if isinstance(layer, SlotStorage) and layer.span is span
+                for count in tokens
+            ]
+            self._reserve(span, max(needed) + 1)
+        for index, layer in enumerate(self.layers):
+            for row, (slot, count) in enumerate(zip(slots, tokens, strict=True)):
+                if isinstance(layer, StateSlots):
+                    layer.admit_states(slot, source.layers[index], row, self.slots)
+                if isinstance(layer, SlotStorage):
+                    layer.admit(slot, source.layers[index], row, count)
+            source.layers[index] = DummyLayer()
         self._load()
 
     @classmethod
@@ -306,15 +340,14 @@ class SlotCache(Cache):
             span.firsts[slot], span.ends[slot] = span.firsts[source], span.ends[source]
         self._load()
 
-    def _reserve(self, entries: int) -> None:
-        """Make room for `entries` entries in each slot, with some to spare."""
-        for span in self._spans.values():
-            if entries > span.capacity:
-                span.capacity = -(-(entries + max(RESERVE, entries // 4)) // RESERVE) * RESERVE
-                for layer in self.layers:
-                    if isinstance(layer, SlotStorage) and getattr(layer, "span", None) is span:
-                        layer.reserve(span.capacity)
-                self._changed()
+    def _reserve(self, span: Span, entries: int) -> None:
+        """Make room for `entries` entries in each slot of a span, with some to spare."""
+        if entries > span.capacity:
+            span.capacity = -(-(entries + max(RESERVE, entries // 4)) // RESERVE) * RESERVE
+            for layer in self.layers:
+                if isinstance(layer, SlotStorage) and layer.span is span:
+                    layer.reserve(span.capacity)
+            self._changed()
 
     def _changed(self) -> None:
         self.version += 1
@@ -336,28 +369,23 @@ class SlotCache(Cache):
         )
 
     def _plan(self, span: Span, rows: int) -> SpanStep:
-        device, dtype = self._place(span)
-        return plan_step(span, self.tokens, rows, device, dtype)
+        return plan_step(span, self.tokens, rows, *self._place(span))
 
     def _place(self, span: Span) -> tuple[torch.device, torch.dtype]:
-        """Device and dtype of a span's keys."""
-        for layer in self.layers:
-            if getattr(layer, "span", None) is span and (buffers := getattr(layer, "buffers", None)) is not None:
-                return buffers[0].device, buffers[0].dtype
-        return torch.device("cpu"), torch.float32
+        return next(layer.place() for layer in self.layers if isinstance(layer, SlotStorage) and layer.span is span)
 
     def _begin_layers(self, rows: int, steps: dict[int, SpanStep]) -> None:
         for layer in self.layers:
             if isinstance(layer, StateSlots):
                 layer.begin(rows)
-            elif isinstance(layer, SlotStorage):
-                layer.step, layer.current = steps[id(layer.span)], None  # type: ignore[attr-defined]
+            if isinstance(layer, SlotStorage):
+                layer.step = steps[id(layer.span)]
 
     def _reserve_next(self, rows: int) -> None:
         for span in self._spans.values():
             newest = max(span.ends[:rows], default=0)
             if newest >= span.capacity:
-                self._reserve(newest + 1)
+                self._reserve(span, newest + 1)
 
     def prepare_static(self, rows: int) -> None:
         """Have room for a step, and the counts in tensors that a recorded step reads and advances."""

@@ -61,24 +61,30 @@ class Step:
             Logits [rows, vocabulary], valid until the next step.
         """
         rows, cache = len(ids), self.cache
-        if self._record is not None and self._is_recorded(self._record, rows):
-            logits = self._graphs[rows].replay(ids, positions)
+        bucket = min(1 << (rows - 1).bit_length(), cache.slots)  # rows of a recorded step
+        if self._record is not None and self._is_recorded(self._record, rows, bucket):
+            logits = self._graphs[bucket].replay(ids, positions)[:rows]
         else:
             cache.begin(rows)
             logits = self._forward(ids, positions)
         cache.advance(rows)
         return logits
 
-    def _is_recorded(self, record: Record, rows: int) -> bool:
-        """Record a step of `rows` rows if there is none for the buffers as they are; False where that fails."""
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps are recorded, so that buffers should stay."""
+        return self._record is not None
+
+    def _is_recorded(self, record: Record, rows: int, bucket: int) -> bool:
+        """Record a step of `bucket` rows if there is none for the buffers as they are; False where that fails."""
         cache = self.cache
         cache.prepare_static(rows)
         if self._version != cache.version:
             self._graphs.clear()
             self._version = cache.version
-        if rows not in self._graphs:
+        if bucket not in self._graphs:
             try:
-                self._graphs[rows] = _Graph(self, rows, record, [*self._preserved, *cache.states()])
+                self._graphs[bucket] = _Graph(self, bucket, record, [*self._preserved, *cache.states()])
             except Exception as error:  # what cannot be recorded fails in many ways
                 logger.warning("steps of %s are not recorded: %s", type(self._view).__name__, error)
                 self._record = None
@@ -192,7 +198,7 @@ class _Graph:
                 tensor.copy_(before)
 
     def replay(self, ids: Tensor, positions: Tensor) -> Tensor:
-        self._ids.copy_(ids)
-        self._positions.copy_(positions)
+        self._ids[: len(ids)].copy_(ids)
+        self._positions[: len(ids)].copy_(positions)
         self._recorded.replay()
         return self._logits

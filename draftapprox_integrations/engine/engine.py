@@ -79,7 +79,7 @@ class SpecKV:
         add_special_tokens: bool = True,
         **options: Any,
     ) -> list[Generation]:
-        """Generate after each prompt; several prompts run as one left-padded batch, in this thread.
+        """Generate after each prompt. Prompts join the engine's running batch, with those of other threads.
 
         Args:
             prompts: A text, texts, token ids of one prompt, or of several (lists, or a LongTensor [batch, tokens]).
@@ -87,7 +87,8 @@ class SpecKV:
             temperature: 0 is greedy; above, sampling.
             top_p, top_k: Truncation of the sampling distribution; None for none.
             stop: Texts before which the answer ends, also where they span several tokens.
-            seed: Makes sampling repeatable: equal to `torch.manual_seed(seed)` before `model.generate`.
+            seed: Makes sampling repeatable: each prompt gets what `torch.manual_seed(seed)` before `model.generate`
+                gives it alone.
             add_special_tokens: Whether the tokenizer adds BOS to texts; False for texts from a chat template.
             **options: Further arguments of `model.generate`: `repetition_penalty`, `logits_processor`, ...
 
@@ -110,12 +111,15 @@ class SpecKV:
             add_special_tokens=add_special_tokens,
             **options,
         )
-        results = []
-        for result in self._open_pipeline().run(requests):
-            if isinstance(result, BaseException):
-                raise result
-            results.append(result)
-        return results
+        if len(requests) > 1 and not options.keys().isdisjoint(("logits_processor", "stopping_criteria")):
+            return _raised(self._open_pipeline().run(requests))  # they may expect the rows of one batch
+        streams = [Stream(request, self.target.tokenizer, None) for request in requests]
+        self._scheduler.submit(streams)
+        try:
+            return [stream.result() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.cancel()
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
         """Iterate over the text of `generate(prompt, **options)` as it is generated.
@@ -260,3 +264,13 @@ class SpecKV:
 
     def __reduce__(self) -> Any:
         raise TypeError(f"SpecKV holds the weights of {self.target.name} and is not pickled; save names and config")
+
+
+def _raised(results: Sequence[Generation | Exception]) -> list[Generation]:
+    """The results; the first error is raised."""
+    made = []
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        made.append(result)
+    return made

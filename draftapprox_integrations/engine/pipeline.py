@@ -6,24 +6,21 @@ Galim et al., "Draft-based Approximate Inference for LLMs", ICLR 2026, sections 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteriaList
+from transformers import DynamicCache, PreTrainedModel, StoppingCriteriaList
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
-from ..errors import EngineClosedError, InvalidInputError
+from ..decoding.cache import has_slots
+from ..errors import EngineClosedError, InvalidInputError, UnsupportedModelError
 from ..models.attention import attention_view
-from ..models.generation import (
-    OUTPUT_SETTINGS,
-    count_new_tokens,
-    take_lengths,
-    usable_config,
-    with_generation_config,
-)
-from ..models.loading import LoadedModel, eos_token_ids, pad_left
+from ..models.compatibility import check_padding, position_limit
+from ..models.generation import with_generation_config
+from ..models.loading import LoadedModel, pad_left
 from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
@@ -32,6 +29,7 @@ from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill
 from ..specpc.compressor import SpecPC
 from .requests import Request
+from .sampling import decoding_settings
 from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot
 from .validation import check_positions
 
@@ -57,6 +55,26 @@ class PreparedBatch:
     lookahead_ids: list[Tensor]
     timings: dict[str, float]
     kv_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class PrefilledBatch:
+    """Requests that are ready to decode.
+
+    Attributes:
+        input_ids, attention_mask, position_ids, lookahead_ids, timings, kv_bytes: As in `PreparedBatch`.
+        cache: The prefilled cache; without the last prompt token where pairs were evicted.
+        logits: [batch, vocabulary] after the last prompt token; None where it is yet to be fed.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor | None
+    lookahead_ids: list[Tensor]
+    timings: dict[str, float]
+    kv_bytes: int | None
+    cache: DynamicCache
+    logits: Tensor | None
 
 
 class Pipeline:
@@ -90,14 +108,18 @@ class Pipeline:
         self.config, self.positions = config, positions
         self._lock = ForkSafeLock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
         self._closed = False
+        self.view: PreTrainedModel | None = None  # decodes in slots; None where the target cannot
         self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None
         self._lookahead: DraftLookahead | SelfLookahead | None = None
         if isinstance(config, SpecKVConfig | SpecKVPCConfig):
             self._speckv = config if isinstance(config, SpecKVConfig) else config.speckv_config
-            self._view = attention_view(target.model)
+            self.view = attention_view(target.model)
             # An unsupported cache or a missing library raises here, not at the first prompt.
-            new_cache(self._view, self._speckv.resolved_quantization())
+            new_cache(self.view, self._speckv.resolved_quantization())
+        elif has_slots(target.model):
+            with suppress(UnsupportedModelError):
+                self.view = attention_view(target.model)
         if isinstance(config, SpecPCConfig | SpecKVPCConfig):
             specpc_config = config if isinstance(config, SpecPCConfig) else config.specpc_config
             self._specpc = SpecPC(_specpc_draft(target, draft), specpc_config)
@@ -143,10 +165,106 @@ class Pipeline:
                 f"beyond its window of {window} with {max_new_tokens} to write. positions='renumber' closes the gaps."
             )
 
+    # ------------------------------------------------------------------ what may run together
+
+    @property
+    def evicts(self) -> bool:
+        """Whether KV pairs are dropped, so that a request's cache has a fixed size."""
+        return self._speckv is not None
+
+    def decodes_in_slots(self, request: Request) -> bool:
+        """Whether a request can join the running batch; others are decoded by transformers' own loop."""
+        tokens = self.kept_prompt_tokens(len(request.prompt_ids))
+        limit = position_limit(self.target.model, tokens)
+        # transformers computes the whole prompt anew where a model's positions change on the way
+        changes = limit is not None and limit < self.target.context_window and tokens + request.max_new_tokens > limit
+        return self.view is not None and not changes and request.max_new_tokens > 0
+
+    @property
+    def max_rows(self) -> int | None:
+        """Most rows of a running batch; None for any number."""
+        # Llama 4 counts positions per batch, not per row.
+        return 1 if any(hasattr(module, "floor_scale") for module in self.target.model.modules()) else None
+
+    @property
+    def max_prefill_rows(self) -> int | None:
+        """Most rows of a prefill; None for any number."""
+        settings = None if self._speckv is None else self._speckv.resolved_quantization()
+        return 1 if settings is not None and settings.backend != "torch" else None  # a library's batch has no rows
+
     # ------------------------------------------------------------------ running a batch
 
+    def prefill(self, requests: Sequence[Request]) -> PrefilledBatch | None:
+        """Run requests that `decodes_in_slots`, all within the budget or all beyond it, up to their first step.
+
+        Returns:
+            The batch; None if all requests were cancelled.
+
+        Raises:
+            InvalidInputError, BudgetError, ScoringError, EngineClosedError: As `run`.
+        """
+
+        def is_cancelled() -> bool:
+            return all(request.cancelled.is_set() for request in requests)
+
+        with self._open():
+            started = time.perf_counter()
+            ids, mask = pad_left([request.prompt_ids for request in requests])
+            new = max(request.max_new_tokens for request in requests)
+            batch = self.prepare(ids, mask, new, _protected_mask(requests, mask), is_cancelled)
+            if is_cancelled():
+                return None
+            cache, logits = batch.cache, None
+            if cache is None:
+                before = time.perf_counter()
+                with self.target.lock:
+                    cache, logits = self._plain_prefill(batch)
+                batch.timings["prefill"] = time.perf_counter() - before
+            batch.timings["total"] = time.perf_counter() - started
+            return PrefilledBatch(
+                batch.input_ids,
+                batch.attention_mask,
+                batch.position_ids,
+                batch.lookahead_ids,
+                batch.timings,
+                batch.kv_bytes,
+                cache,
+                logits,
+            )
+
+    @torch.inference_mode()
+    def _plain_prefill(self, batch: PreparedBatch) -> tuple[DynamicCache, Tensor]:
+        """Read a batch that fits the budget with the target's own attention."""
+        model, device, mask = self.target.model, self.target.device, batch.attention_mask
+        check_padding(model, mask)
+        positions = batch.position_ids
+        if positions is None:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=model.config)
+        out = model(
+            input_ids=batch.input_ids.to(device),
+            attention_mask=None if bool(mask.all()) else mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor([-1], device=device),  # Gemma 3n and 4 skip queries if given a number
+        )
+        return cache, out.logits[:, -1]
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """One batch at a time, so that only one prompt's uncompressed layer is alive.
+
+        Raises:
+            EngineClosedError: `close` was called.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("the engine was closed; make a new one")
+            yield
+
     def run(self, requests: Sequence[Request]) -> list[Generation | Exception]:
-        """Run requests with one batch key as one batch, in this thread.
+        """Run requests as one batch with transformers' own loop, in this thread.
 
         Returns:
             Per request its result, or the error of this request alone.
@@ -159,26 +277,24 @@ class Pipeline:
         """
         max_new_tokens = max(request.max_new_tokens for request in requests)
         if max_new_tokens == 0:
-            return [self._empty_generation(request, "length") for request in requests]
+            return [self.empty_generation(request, "length") for request in requests]
 
         def is_cancelled() -> bool:
             return all(request.cancelled.is_set() for request in requests)
 
-        with self._lock:
-            if self._closed:
-                raise EngineClosedError("the engine was closed; make a new one")
+        with self._open():
             started = time.perf_counter()
             ids, mask = pad_left([request.prompt_ids for request in requests])
             batch = self.prepare(ids, mask, max_new_tokens, _protected_mask(requests, mask), is_cancelled)
             if is_cancelled():
-                return [self._empty_generation(request, "cancelled") for request in requests]
+                return [self.empty_generation(request, "cancelled") for request in requests]
             prepared = time.perf_counter()
             slots = self._decode(requests, batch)
             ended = time.perf_counter()
             timings = batch.timings | {"decode": ended - prepared, "total": ended - started}
             kept = batch.attention_mask.sum(dim=1).tolist()
             return [
-                slot.error or self._generation(slot, tokens, lookahead.tolist(), timings, batch.kv_bytes)
+                slot.error or self.generation(slot, tokens, lookahead.tolist(), timings, batch.kv_bytes)
                 for slot, tokens, lookahead in zip(slots, kept, batch.lookahead_ids, strict=True)
             ]
 
@@ -219,8 +335,9 @@ class Pipeline:
         if not evicts:
             return PreparedBatch(input_ids, attention_mask, positions, None, lookahead, timings)
         assert self._speckv is not None
+        assert self.view is not None
         with self.target.lock:
-            cache, _ = prefill(self._view, input_ids, attention_mask, lookahead, self._speckv, is_cancelled, positions)
+            cache, _ = prefill(self.view, input_ids, attention_mask, lookahead, self._speckv, is_cancelled, positions)
         timings["prefill"] = time.perf_counter() - drafted
         kv_bytes = None if is_cancelled() else cache_bytes(cache) // len(input_ids)
         return PreparedBatch(input_ids, attention_mask, positions, cache, lookahead, timings, kv_bytes)
@@ -250,23 +367,13 @@ class Pipeline:
 
     def _decode(self, requests: Sequence[Request], batch: PreparedBatch) -> list[Slot]:
         """Generate with the target from a prepared batch; one slot per request."""
-        device = self.target.device
-        sampling, options = requests[0].sampling, dict(requests[0].generate_options)
-        # Length, stop strings and the form of the output are the requests', not the model's.
-        config = usable_config(self.target.model, without=("max_length", "stop_strings", *OUTPUT_SETTINGS))
-        options["max_new_tokens"] = max(request.max_new_tokens for request in requests)
-        take_lengths(config, options)
-        prompt_tokens = max(len(request.prompt_ids) for request in requests)
-        if batch.input_ids.shape[1] != prompt_tokens:
-            count_new_tokens(config, prompt_tokens)
+        device, sampling = self.target.device, requests[0].sampling
+        config, options, eos = decoding_settings(self.target, requests, batch.input_ids.shape[1])
         model = with_generation_config(decoding_model(self.target.model, batch.cache), config)
-        eos = options.get("eos_token_id", eos_token_ids(model))
-        eos = [eos] if isinstance(eos, int) else list(eos or [])
         criteria = BatchStoppingCriteria(
             requests, self.target.tokenizer, eos, options.pop("stopping_criteria", None) or ()
         )
         processors = [NanLogitsGuard(criteria.slots), *(options.pop("logits_processor", None) or [])]
-        options.setdefault("pad_token_id", eos[0] if eos else 0)
         if batch.position_ids is not None:
             options["position_ids"] = batch.position_ids.to(device)
         with self.target.lock, torch.inference_mode(), sampling.seeded(device):
@@ -277,16 +384,38 @@ class Pipeline:
                 past_key_values=batch.cache,
                 stopping_criteria=StoppingCriteriaList([criteria]),
                 logits_processor=processors,
-                **sampling.generate_options(),
                 **options,
             )
         return criteria.slots
 
     # ------------------------------------------------------------------ results
 
-    def _generation(
+    def generation_of(self, slot: Slot, prepared: tuple[PrefilledBatch, int], started: float, now: float) -> Generation:
+        """The result of a row that was decoded in slots.
+
+        Args:
+            slot: The request and its tokens.
+            prepared: The batch it was prefilled in, and its row there.
+            started, now: When decoding began and ended, in seconds of `time.perf_counter`.
+        """
+        batch, index = prepared
+        decode = now - started
+        timings = batch.timings | {"decode": decode, "total": batch.timings["total"] + decode}
+        kept = int(batch.attention_mask[index].sum())
+        return self.generation(slot, kept, batch.lookahead_ids[index].tolist(), timings, batch.kv_bytes)
+
+    def generation(
         self, slot: Slot, kept: int, lookahead_ids: list[int], timings: dict[str, float], kv_bytes: int | None
     ) -> Generation:
+        """The result of a request.
+
+        Args:
+            slot: The request and its tokens.
+            kept: Tokens of its prompt after SpecPC.
+            lookahead_ids: What the draft wrote.
+            timings: Seconds of each step.
+            kv_bytes: Bytes of its cache.
+        """
         text, tokenizer = "", self.target.tokenizer
         if tokenizer is not None:
             text = str(tokenizer.decode(slot.token_ids, skip_special_tokens=True))
@@ -298,7 +427,8 @@ class Pipeline:
         reason = slot.finish_reason or "length"
         return Generation(text, slot.token_ids, usage, dict(timings), reason, lookahead_ids)
 
-    def _empty_generation(self, request: Request, reason: str) -> Generation:
+    def empty_generation(self, request: Request, reason: str) -> Generation:
+        """The result of a request for which nothing was generated."""
         tokens = len(request.prompt_ids)
         return Generation("", [], Usage(tokens, 0, self.kept_pairs(tokens), tokens), {"total": 0.0}, reason)
 

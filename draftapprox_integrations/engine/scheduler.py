@@ -1,7 +1,8 @@
-"""The engine's queue and the thread that serves it, batch by batch.
+"""The engine's queue and the thread that serves it: continuous batching.
 
+Requests join the running batch between its steps, as soon as a row is free, and leave it when they are finished.
 Scheduling is fair: calls take turns, one prompt each, so a call with a thousand prompts does not delay one with a
-single prompt. Waiting requests that may share a batch, and have similar lengths, run as one.
+single prompt. Waiting requests of similar lengths are prefilled together.
 """
 
 from __future__ import annotations
@@ -12,41 +13,55 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 from weakref import WeakSet
 
 from ..errors import EngineClosedError
 from ..results import Generation
 from .pipeline import Pipeline
+from .requests import Request
+from .running import Row, RunningBatch
 from .streams import AsyncStream, Stream
 
 _GATHER_SECONDS = 0.003  # how long an idle engine waits for further requests before it forms the first batch
 _MAX_PADDING = 1.5  # largest allowed ratio of a batch's tokens, padding included, to its prompts' tokens
+_MAX_STALL_TOKENS = 4096  # most prompt tokens, padding included, that several requests may put between two steps
 
 
 # All schedulers of this process, for its exit and for forked children.
 _schedulers: WeakSet[Scheduler] = WeakSet()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
-    """A waiting stream, ordered by turn, then by arrival."""
+    """A waiting or running stream, ordered by turn, then by arrival.
+
+    Attributes:
+        company: What it may share after a failure in company: "all", "steps" (prefilled by itself), or "none".
+    """
 
     turn: int
     arrival: int
     queued_at: float
     stream: Stream | AsyncStream
+    company: Literal["all", "steps", "none"] = "all"
+    started_at: float = 0.0
+
+    @property
+    def request(self) -> Request:
+        return self.stream.request
 
 
 class Scheduler:
-    """Queues streams and runs them through the pipeline in batches.
+    """Queues streams and runs them through the pipeline in one running batch.
 
     The thread lives only while there is work, so an idle engine is garbage-collected with its last user.
 
     Args:
-        pipeline: Runs the batches.
-        max_batch_size: Most requests in one batch, >= 1.
+        pipeline: Runs what comes before the steps.
+        max_batch_size: Most rows of the running batch, >= 1.
 
     Raises:
         ValueError: `max_batch_size` is not a positive integer.
@@ -59,7 +74,8 @@ class Scheduler:
         self._max_batch_size = max_batch_size
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []
-        self._running: list[Stream | AsyncStream] = []
+        self._running: list[_Entry] = []
+        self._batch: RunningBatch | None = None  # outlives the thread where its buffers are worth keeping
         self._arrivals = itertools.count()
         self._turn = 0
         self._thread: threading.Thread | None = None
@@ -93,7 +109,7 @@ class Scheduler:
         """End waiting and running streams with `EngineClosedError`, wait for the thread, release the pipeline."""
         with self._lock:
             self._pipeline = None
-            streams = [*(entry.stream for entry in self._waiting), *self._running]
+            streams = [*(entry.stream for entry in [*self._waiting, *self._running])]
             self._waiting.clear()
             thread = self._thread
         for stream in streams:
@@ -105,7 +121,7 @@ class Scheduler:
     def stop(self) -> None:
         """Cancel waiting and running streams and wait for the thread, which ends at its next step."""
         with self._lock:
-            streams = [*(entry.stream for entry in self._waiting), *self._running]
+            streams = [*(entry.stream for entry in [*self._waiting, *self._running])]
             thread = self._thread
         for stream in streams:
             stream.cancel()
@@ -115,71 +131,169 @@ class Scheduler:
     def forget(self) -> None:
         """Drop all streams in a forked child: the thread that served them exists in the parent only."""
         self._lock = threading.Lock()
-        self._waiting, self._running, self._thread = [], [], None
+        self._waiting, self._running, self._thread, self._batch = [], [], None, None
+
+    # ------------------------------------------------------------------ the thread
 
     def _serve(self, pipeline: Pipeline) -> None:
         time.sleep(_GATHER_SECONDS)
-        while batch := self._next_batch():
-            _run_batch(pipeline, batch)
+        while (group := self._next_group(pipeline)) is not None:
+            if group and pipeline.decodes_in_slots(group[0].request):
+                self._guarded(group, lambda: self._admit(pipeline, group))  # noqa: B023 - called at once
+            elif group:
+                self._guarded(group, lambda: self._run_whole(pipeline, group))  # noqa: B023
+            if self._batch is not None and self._batch.rows:
+                self._step(pipeline, self._batch)
 
-    def _next_batch(self) -> list[_Entry]:
-        """Take the next batch from the queue; empty, and the thread's last act, when nothing waits."""
+    def _next_group(self, pipeline: Pipeline) -> list[_Entry] | None:
+        """Take the entries to start now from the queue.
+
+        Returns:
+            Entries to prefill together, or to run as a whole batch; empty if none can start yet. None, the thread's
+            last act, when nothing waits or runs.
+        """
         with self._lock:
-            self._running = []
             waiting = []
             for entry in self._waiting:
-                if entry.stream.request.cancelled.is_set():
+                if entry.request.cancelled.is_set():
                     entry.stream.put(asyncio.CancelledError())
                 else:
                     waiting.append(entry)
-            if not waiting:
-                self._waiting, self._thread = [], None
-                return []
             waiting.sort(key=lambda entry: (entry.turn, entry.arrival))
-            first = waiting[0]
-            batch, others = [first], []
-            key = first.stream.request.batch_key
-            longest = total = len(first.stream.request.prompt_ids)
-            for entry in waiting[1:]:
-                request = entry.stream.request
-                tokens = len(request.prompt_ids)
-                padded = (len(batch) + 1) * max(longest, tokens)
-                if (
-                    key is not None
-                    and len(batch) < self._max_batch_size
-                    and request.batch_key == key
-                    and padded <= _MAX_PADDING * (total + tokens)
-                ):
-                    batch.append(entry)
-                    longest, total = max(longest, tokens), total + tokens
+            self._waiting = waiting
+            if not waiting:
+                if not self._running:
+                    self._thread = None
+                    if self._batch is not None and not self._batch.keeps_buffers:
+                        self._batch = None
+                    return None
+                return []
+            first, running = waiting[0], self._running
+            in_slots = pipeline.decodes_in_slots(first.request)
+            room = min(self._max_batch_size, pipeline.max_rows or self._max_batch_size) - len(running)
+            waits_for_all = first.company == "none" or not in_slots or any(e.company == "none" for e in running)
+            if room < 1 or (running and waits_for_all):
+                return []
+            group = [first]
+            if first.company == "all":
+                limit = min(room, pipeline.max_prefill_rows or room) if in_slots else self._max_batch_size
+                self._extend(group, waiting[1:], limit, in_slots, pipeline)
+            chosen = set(map(id, group))
+            self._waiting = [entry for entry in waiting if id(entry) not in chosen]
+            self._turn = first.turn
+            self._running = [*running, *group]
+            now = time.perf_counter()
+            for entry in group:
+                entry.started_at = now
+            return group
+
+    def _extend(
+        self, group: list[_Entry], others: Sequence[_Entry], limit: int, in_slots: bool, pipeline: Pipeline
+    ) -> None:
+        """Add entries that may be prefilled, or run, with the first of `group` without much padding."""
+
+        def key(request: Request) -> Hashable | None:
+            return request.fits_budget if in_slots else request.batch_key
+
+        shared = key(group[0].request)
+        longest = total = len(group[0].request.prompt_ids)
+        for entry in others:
+            tokens = len(entry.request.prompt_ids)
+            padded = (len(group) + 1) * max(longest, tokens)
+            if (
+                len(group) < limit
+                and shared is not None
+                and entry.company == "all"
+                and pipeline.decodes_in_slots(entry.request) == in_slots
+                and key(entry.request) == shared
+                and padded <= _MAX_PADDING * (total + tokens)
+                and not (self._running and padded > _MAX_STALL_TOKENS)
+            ):
+                group.append(entry)
+                longest, total = max(longest, tokens), total + tokens
+
+    def _guarded(self, group: Sequence[_Entry], start: Callable[[], None]) -> None:
+        """Start a group; after a failure each of several entries again by itself."""
+        try:
+            start()
+        except Exception as error:
+            self._leave(group)
+            for entry in group:
+                # Text that was streamed cannot be taken back, so a stream that has started gets the error.
+                if len(group) == 1 or entry.stream.started:
+                    entry.stream.put(error)
                 else:
-                    others.append(entry)
-            self._waiting, self._turn = others, first.turn
-            self._running = [entry.stream for entry in batch]
-            return batch
+                    entry.company = "steps"
+            with self._lock:
+                self._waiting += [entry for entry in group if entry.company != "all" and not entry.stream.started]
+        except BaseException as error:  # a reader must never wait for a thread that has died
+            self._leave(group)
+            for entry in group:
+                entry.stream.put(error)
+
+    def _leave(self, entries: Sequence[_Entry]) -> None:
+        """Take entries out of what runs."""
+        gone = set(map(id, entries))
+        with self._lock:
+            self._running = [entry for entry in self._running if id(entry) not in gone]
+
+    def _run_whole(self, pipeline: Pipeline, group: Sequence[_Entry]) -> None:
+        results = pipeline.run([entry.request for entry in group])
+        self._leave(group)
+        for entry, result in zip(group, results, strict=True):
+            _put(entry, result)
+
+    def _admit(self, pipeline: Pipeline, group: Sequence[_Entry]) -> None:
+        requests = [entry.request for entry in group]
+        prefilled = pipeline.prefill(requests)
+        if prefilled is None:
+            self._leave(group)
+            for entry in group:
+                _put(entry, pipeline.empty_generation(entry.request, "cancelled"))
+            return
+        if self._batch is None:
+            self._batch = RunningBatch(pipeline)
+        self._finish(pipeline, self._batch.admit(requests, prefilled))
+
+    def _step(self, pipeline: Pipeline, batch: RunningBatch) -> None:
+        try:
+            finished = batch.step()
+        except BaseException as error:
+            by_request = {id(entry.request): entry for entry in self._running}
+            entries = {row: by_request[id(row.slot.request)] for row in batch.rows}
+            retried = [] if len(entries) == 1 else [row for row, entry in entries.items() if not entry.stream.started]
+            if not retried or not batch.can_repeat_step or not isinstance(error, Exception):
+                self._leave(list(entries.values()))
+                for entry in entries.values():
+                    entry.stream.put(error)
+                self._batch = None
+                return
+            # Company may have been too much for the memory: those that have not started run again, each by itself.
+            batch.drop(retried)
+            again = [entries[row] for row in retried]
+            self._leave(again)
+            for entry in again:
+                entry.company = "none"
+            with self._lock:
+                self._waiting += again
+            return
+        self._finish(pipeline, finished)
+
+    def _finish(self, pipeline: Pipeline, rows: Sequence[Row]) -> None:
+        """Hand the results of finished rows to their streams."""
+        now = time.perf_counter()
+        by_request = {id(entry.request): entry for entry in self._running}
+        for row in rows:
+            entry = by_request[id(row.slot.request)]
+            self._leave([entry])
+            _put(entry, row.slot.error or pipeline.generation_of(row.slot, row.prepared, row.started, now))
 
 
-def _run_batch(pipeline: Pipeline, batch: Sequence[_Entry]) -> None:
-    """Run a batch and hand each stream its result or error."""
-    started = time.perf_counter()
-    results = _results(pipeline, [entry.stream for entry in batch])
-    for entry, result in zip(batch, results, strict=True):
-        if isinstance(result, Generation):
-            result = replace(result, timings={"queued": started - entry.queued_at} | result.timings)
-        entry.stream.put(result)
-
-
-def _results(pipeline: Pipeline, streams: Sequence[Stream | AsyncStream]) -> Sequence[Generation | BaseException]:
-    try:
-        return pipeline.run([stream.request for stream in streams])
-    except Exception as error:
-        if len(streams) == 1:
-            return [error]
-        # One prompt must not fail its neighbours, so each runs again alone. Text that was streamed cannot be taken
-        # back, so a stream that has started gets the error.
-        return [error if stream.started else _results(pipeline, [stream])[0] for stream in streams]
-    except BaseException as error:  # a reader must never wait for a thread that has died
-        return [error] * len(streams)
+def _put(entry: _Entry, result: Generation | Exception) -> None:
+    """Hand a stream its result, with the time that it waited, or its error."""
+    if isinstance(result, Generation):
+        result = replace(result, timings={"queued": entry.started_at - entry.queued_at} | result.timings)
+    entry.stream.put(result)
 
 
 def _stop_all() -> None:

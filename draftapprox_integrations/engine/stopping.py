@@ -32,8 +32,43 @@ class Slot:
     request: Request
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    error: ScoringError | None = None
+    error: Exception | None = None
     answer: AnswerText | None = None
+
+    @classmethod
+    def of(cls, request: Request, tokenizer: PreTrainedTokenizerBase | None) -> Slot:
+        """A slot for a request; the tokenizer is needed where it has stop strings."""
+        has_strings = bool(request.stop_strings) and tokenizer is not None
+        return cls(request, answer=AnswerText(tokenizer, request.stop_strings) if has_strings else None)  # type: ignore[arg-type]
+
+    def append(self, token: int, ends: bool) -> None:
+        """Add a token, decide whether it is the last, and hand it to the reader.
+
+        Args:
+            token: The new token.
+            ends: Whether it ends the sequence, or a criterion of the caller's does.
+        """
+        request = self.request
+        if request.cancelled.is_set() or self.error is not None:
+            self.finish_reason = "cancelled"
+            return
+        self.token_ids.append(token)
+        if self.answer is not None:
+            self.answer.feed(token)
+            ends = ends or self.answer.stop_position() is not None
+        if ends:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= request.max_new_tokens:
+            self.finish_reason = "length"
+        if request.on_token is not None:
+            request.on_token(token)
+
+    def fail(self) -> None:
+        """Give the request an error because its logits were NaN."""
+        self.error = ScoringError(
+            "the target model's logits are NaN. Load it with dtype='float32', or check its weights."
+        )
+
 
 
 class BatchStoppingCriteria(StoppingCriteria):
@@ -53,10 +88,7 @@ class BatchStoppingCriteria(StoppingCriteria):
         eos_token_ids: Sequence[int],
         criteria: Sequence[StoppingCriteria] = (),
     ):
-        self.slots = [Slot(request) for request in requests]
-        for slot in self.slots:
-            if slot.request.stop_strings and tokenizer is not None:
-                slot.answer = AnswerText(tokenizer, slot.request.stop_strings)
+        self.slots = [Slot.of(request, tokenizer) for request in requests]
         self._eos_token_ids = set(eos_token_ids)
         self._criteria = StoppingCriteriaList(criteria)
 
@@ -67,25 +99,9 @@ class BatchStoppingCriteria(StoppingCriteria):
             stopped = self._criteria(input_ids, scores, **options).tolist()
         for slot, token, stop in zip(self.slots, input_ids[:, -1].tolist(), stopped, strict=True):
             if slot.finish_reason is None:
-                self._append(slot, token, stop)
+                slot.append(token, stop or token in self._eos_token_ids)
         ended = [slot.finish_reason is not None for slot in self.slots]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
-
-    def _append(self, slot: Slot, token: int, stop: bool) -> None:
-        request = slot.request
-        if request.cancelled.is_set() or slot.error is not None:
-            slot.finish_reason = "cancelled"
-            return
-        slot.token_ids.append(token)
-        if slot.answer is not None:
-            slot.answer.feed(token)
-            stop = stop or slot.answer.stop_position() is not None
-        if token in self._eos_token_ids or stop:
-            slot.finish_reason = "stop"
-        elif len(slot.token_ids) >= request.max_new_tokens:
-            slot.finish_reason = "length"
-        if request.on_token is not None:
-            request.on_token(token)
 
 
 class NanLogitsGuard(LogitsProcessor):
@@ -101,7 +117,5 @@ class NanLogitsGuard(LogitsProcessor):
             return scores
         for slot, is_nan in zip(self._slots, has_nan.tolist(), strict=True):
             if is_nan and slot.finish_reason is None:
-                slot.error = ScoringError(
-                    "the target model's logits are NaN. Load it with dtype='float32', or check its weights."
-                )
+                slot.fail()
         return scores.masked_fill(has_nan[:, None], 0.0)

@@ -75,6 +75,8 @@ class Evictor:
         attend: Attend | None = None
         owner = self._owner(layer, key)
         cached = self._cache.layers[owner]
+        if isinstance(cached, QuantizedLayer):
+            cached.is_attended = cached.keys is key
         if isinstance(cached, EvictedLayer):
             raw = self._score(query, key, mask, scaling, self._scored_heads(cached, key))
             if owner in self._shared_scores:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+
+from ...decoding.buffered import BufferedLayer
 
 
-class EvictedLayer(DynamicLayer):
+class EvictedLayer(BufferedLayer):
     """Cache layer that can evict prompt pairs once, by `keep`; `prefill.Evictor` decides when and which.
 
     New tokens continue at the sequence's true length, evicted tokens included.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.dropped = 0
 
     def keep(self, indices: Tensor, length: int) -> None:
@@ -40,7 +41,7 @@ class EvictedLayer(DynamicLayer):
         return self.get_seq_length() + query_length - self.dropped, self.dropped
 
 
-class KeptPromptLayer(DynamicLayer):
+class KeptPromptLayer(BufferedLayer):
     """Cache layer whose `keys` and `values` hold tokens after the prompt; the prompt's kept pairs are stored apart."""
 
     def crop(self, tokens_to_remove: int) -> None:
