@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from draftapprox_integrations.config import KVQuantization
-from draftapprox_integrations.kernels import triton_decode
+from draftapprox_integrations.kernels import triton_decode, triton_tail_scores
 from draftapprox_integrations.kernels.pairs import PackedPairs, pairs_of
 from draftapprox_integrations.speckv.cache.quantized import TorchCodec
 
@@ -83,6 +83,11 @@ def launches() -> Iterator[str]:
                 parts.append(PackedPairs(*packed, lengths))
             triton_decode.attend(query, parts, 0.1)
             yield f"decode {dtype} {heads} {kv_heads} {head_dim} {value_dim}"
+            tail = torch.zeros(2, heads, 40, head_dim, dtype=dtype)
+            for reduction in ("max", "sum"):
+                first_keys = torch.zeros(2, dtype=torch.long)
+                triton_tail_scores.reduce_tail(tail, keys, first_keys, torch.ones(2, 40), 460, 0.1, reduction)
+            yield f"tail scores {dtype} {heads} {kv_heads} {head_dim}"
 
 
 def main() -> None:
