@@ -19,6 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: workers whose threads s
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports triton: its kernels are interpreted then
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast

@@ -364,9 +364,7 @@ class SlotCache(Cache):
         """Plan a step from the counts in tensors; call `prepare_static` first."""
         assert self._static is not None
         assert self._static_tokens is not None
-        self._begin_layers(
-            rows, {key: static.plan(self._static_tokens, rows) for key, static in self._static.items()}
-        )
+        self._begin_layers(rows, {key: static.plan(self._static_tokens, rows) for key, static in self._static.items()})
 
     def _plan(self, span: Span, rows: int) -> SpanStep:
         return plan_step(span, self.tokens, rows, *self._place(span))
@@ -398,7 +396,9 @@ class SlotCache(Cache):
 
     def states(self) -> list[Tensor]:
         """Tensors that a step changes even if it is not counted."""
-        return [buffer for layer in self.layers if isinstance(layer, StateSlots) for buffer in layer.state_buffers.values()]
+        return [
+            buffer for layer in self.layers if isinstance(layer, StateSlots) for buffer in layer.state_buffers.values()
+        ]
 
     def _load(self) -> None:
         if self._static is not None and self._static_tokens is not None:

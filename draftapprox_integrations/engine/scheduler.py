@@ -137,6 +137,18 @@ class Scheduler:
 
     def _serve(self, pipeline: Pipeline) -> None:
         time.sleep(_GATHER_SECONDS)
+        try:
+            self._serve_all(pipeline)
+        except BaseException as error:  # a reader must never wait for a thread that has died
+            with self._lock:
+                entries = [*self._waiting, *self._running]
+                self._waiting, self._running, self._batch, self._thread = [], [], None, None
+            for entry in entries:
+                entry.stream.put(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _serve_all(self, pipeline: Pipeline) -> None:
         while (group := self._next_group(pipeline)) is not None:
             if group and pipeline.decodes_in_slots(group[0].request):
                 self._guarded(group, lambda: self._admit(pipeline, group))  # noqa: B023 - called at once
@@ -226,10 +238,6 @@ class Scheduler:
                     entry.company = "steps"
             with self._lock:
                 self._waiting += [entry for entry in group if entry.company != "all" and not entry.stream.started]
-        except BaseException as error:  # a reader must never wait for a thread that has died
-            self._leave(group)
-            for entry in group:
-                entry.stream.put(error)
 
     def _leave(self, entries: Sequence[_Entry]) -> None:
         """Take entries out of what runs."""
@@ -258,11 +266,11 @@ class Scheduler:
     def _step(self, pipeline: Pipeline, batch: RunningBatch) -> None:
         try:
             finished = batch.step()
-        except BaseException as error:
+        except Exception as error:
             by_request = {id(entry.request): entry for entry in self._running}
             entries = {row: by_request[id(row.slot.request)] for row in batch.rows}
             retried = [] if len(entries) == 1 else [row for row, entry in entries.items() if not entry.stream.started]
-            if not retried or not batch.can_repeat_step or not isinstance(error, Exception):
+            if not retried or not batch.can_repeat_step:
                 self._leave(list(entries.values()))
                 for entry in entries.values():
                     entry.stream.put(error)

@@ -70,7 +70,6 @@ class Slot:
         )
 
 
-
 class BatchStoppingCriteria(StoppingCriteria):
     """Stopping criterion that ends the rows of a batch one by one and collects their tokens.
 

@@ -16,7 +16,9 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from ..config import KVQuantization, SpecKVConfig
 from ..errors import ScoringError, UnsupportedModelError
-from ..models.attention import Attend, StopForward, observing, tail_attention
+from ..kernels.dispatch import use_triton
+from ..kernels.tail_scores import LeftPadding, Reduction, masked_tail_scores, tail_scores
+from ..models.attention import Attend, StopForward, observing
 from ..models.compatibility import ObservedLayers, attention_layers, check_padding, position_limit
 from ..models.loading import input_device
 from .cache.evicted import EvictedLayer
@@ -54,6 +56,7 @@ class Evictor:
         self._padding = ~mask[:, :scored].bool()
         self._lengths = mask[:, :prompt_length].sum(dim=1)
         self._valid_queries = mask[:, scored:].bool()  # a lookahead that ended early is padded
+        self._left_padding = LeftPadding()
         self._tokens_to_crop = mask.shape[1] - (prompt_length - 1)  # the last prompt token and the lookahead
         sharing = getattr(view.config.get_text_config(), "kv_sharing_modes", None) or []
         # Raw scores of layers whose pairs later layers attend to as well. All of these layers score, so eviction waits
@@ -147,23 +150,17 @@ class Evictor:
 
     def _score(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, heads: int) -> Tensor:
         """Reduce the attention of the last queries to scores, float32 [batch, heads, prompt - window - 1]."""
-        batch, query_heads, total, _ = query.shape
         kv_heads = key.shape[1]
-        group = query_heads // kv_heads
         columns = self._prompt_length - self._window - 1
         valid = self._valid_queries.to(query.device)
-        scores = torch.zeros(batch, kv_heads, columns, device=query.device)
-        for head_slice, piece_rows, attention in tail_attention(query, key, mask, scaling, total - columns):
-            kv = head_slice.start // group
-            # nan_to_num: a padded query attends to nothing
-            weights = attention[..., :columns].nan_to_num_(0.0) if not valid.all() else attention[..., :columns]
-            weights = weights * valid[:, None, piece_rows, None]
-            if self._config.reduction_type == "max":
-                scores[:, kv] = torch.maximum(scores[:, kv], weights.amax(dim=(1, 2)))
-            else:
-                scores[:, kv] += weights.sum(dim=(1, 2))
-        if self._config.reduction_type == "mean":
-            scores /= group * valid.sum(dim=1)[:, None, None]
+        reduction: Reduction = "max" if self._config.reduction_type == "max" else "sum"
+        first_keys = self._left_padding.first_keys(mask, key, valid) if use_triton(query) else None
+        if first_keys is not None:
+            scores = tail_scores(query, key, first_keys, valid, columns, scaling, reduction)
+        else:
+            scores = masked_tail_scores(query, key, mask, valid, columns, scaling, reduction)
+        if reduction == "sum":
+            scores /= query.shape[1] // kv_heads * valid.sum(dim=1)[:, None, None]
         if heads == kv_heads:
             return scores
         return scores.amax(1, keepdim=True) if self._config.reduction_type == "max" else scores.mean(1, keepdim=True)

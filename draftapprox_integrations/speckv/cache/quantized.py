@@ -94,19 +94,22 @@ class QuantizedLayer(KeptPromptLayer, EvictedLayer):
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """Total size in bytes of the tensors in the layers of `cache`."""
-    return sum(_bytes(vars(layer).values()) for layer in cache.layers)
+    """Total size in bytes of the memory that the layers of `cache` hold."""
+    storages: dict[int, int] = {}
+    for layer in cache.layers:
+        _collect(vars(layer).values(), storages)
+    return sum(storages.values())
 
 
-def _bytes(values: Iterable[Any]) -> int:
-    total = 0
+def _collect(values: Iterable[Any], storages: dict[int, int]) -> None:
+    """Add the memory of all tensors among `values`: address -> bytes."""
     for value in values:
         if type(value) is Tensor:
-            total += value.nbytes
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, tuple | list):
-            total += _bytes(value)
+            _collect(value, storages)
         elif isinstance(value, dict):
-            total += _bytes(value.values())
+            _collect(value.values(), storages)
         elif isinstance(value, Packed | Tensor):  # a library's tensor consists of others
-            total += _bytes(vars(value).values())
-    return total
+            _collect(vars(value).values(), storages)

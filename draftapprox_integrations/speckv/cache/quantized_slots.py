@@ -133,7 +133,8 @@ class QuantizedSlots(SpanSlots):
 def _repeated(row: Packed, slots: int, old: Packed | None = None) -> Packed:
     """Room for `slots` rows like `row`, which begins with the rows of `old`."""
     stack = replace(
-        row, **{name: getattr(row, name).repeat(slots, *[1] * (getattr(row, name).dim() - 1)) for name in Packed.TENSORS}
+        row,
+        **{name: getattr(row, name).repeat(slots, *[1] * (getattr(row, name).dim() - 1)) for name in Packed.TENSORS},
     )
     for index in range(0 if old is None else min(slots, len(old.codes))):
         stack.set_row(index, old.row(index))

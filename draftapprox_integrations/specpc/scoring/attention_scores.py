@@ -17,7 +17,9 @@ from ...config import SpecPCConfig
 from ...decoding.cache import SlotCache, chunked_layers, has_slots
 from ...decoding.greedy import buffered_cache, continue_greedily
 from ...decoding.step import PlainStep, Step
-from ...models.attention import StopForward, observing, tail_attention
+from ...kernels.dispatch import use_triton
+from ...kernels.tail_scores import LeftPadding, tail_attention, tail_scores
+from ...models.attention import StopForward, observing
 from ...models.compatibility import ObservedLayers, attention_layers, check_chunks, check_padding, position_limit
 from ...models.loading import eos_token_ids, input_device, truncate_after_eos
 from .scorer import check_finite
@@ -59,6 +61,7 @@ class _Reducer:
         self.end = 0  # sequence length at the end of the current pass
         self.reports: ObservedLayers | None = None  # of the prefill
         self._seen: set[int] = set()
+        self.left_padding = LeftPadding()
 
     def start_pass(self, new: int, end: int, *, cached: bool) -> None:
         """Announce a pass over `new` prompt tokens that end at sequence length `end`."""
@@ -98,18 +101,44 @@ class _Reducer:
             weights = torch.linspace(0, 1, self.window, device=query.device)[first_row : first_row + rows]
         maximum = self.config.reduction_type == "max"
         keys = min(seen, self.prompt - first_key)  # drafted tokens receive attention too, but no score
-        found = torch.zeros(query.shape[0], keys, device=query.device)
-        for _, piece_rows, attention in tail_attention(query, key, mask, scaling, rows):
-            if weights is not None:
-                attention.mul_(weights[piece_rows, None])
-            attention = attention[..., :keys]
-            if maximum:
-                found = torch.maximum(found, attention.amax(dim=(1, 2)))
-            else:
-                found += attention.sum(dim=(1, 2))
+        found = None
+        if prefill:  # in a step over slots the keys may go on beyond the newest token
+            found = self._reduce_in_kernel(query, key, mask, scaling, rows, weights, keys)
+        if found is None:
+            found = torch.zeros(query.shape[0], keys, device=query.device)
+            for _, piece_rows, attention in tail_attention(query, key, mask, scaling, rows):
+                if weights is not None:
+                    attention.mul_(weights[piece_rows, None])
+                attention = attention[..., :keys]
+                if maximum:
+                    found = torch.maximum(found, attention.amax(dim=(1, 2)))
+                else:
+                    found += attention.sum(dim=(1, 2))
         found = found.to(self.scores.device) * self.running[:, None]
         kept = self.scores[:, first_key : first_key + keys]
         kept.copy_(torch.maximum(kept, found) if maximum else kept + found)
+
+    def _reduce_in_kernel(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        rows: int,
+        weights: Tensor | None,
+        keys: int,
+    ) -> Tensor | None:
+        """The reduced attention [batch, keys], or None where the kernel cannot compute it."""
+        if not use_triton(query):
+            return None
+        ones = torch.ones(rows, device=query.device)
+        factors = (ones if weights is None else weights).expand(query.shape[0], -1)
+        first_keys = self.left_padding.first_keys(mask, key, ones.expand_as(factors))
+        if first_keys is None:
+            return None
+        if self.config.reduction_type == "max":
+            return tail_scores(query, key, first_keys, factors, keys, scaling, "max").amax(1)
+        return tail_scores(query, key, first_keys, factors, keys, scaling, "sum").sum(1)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig
 from draftapprox_integrations.engine.answer_text import AnswerText
 from draftapprox_integrations.errors import InvalidInputError, ScoringError
+from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.lookahead import same_vocabulary
 from tests.conftest import tiny_llama
 from tests.helpers.serving import wait_until_idle
@@ -76,7 +77,7 @@ def test_usage_and_timings_when_pairs_are_dropped(pair: tuple[LoadedModel, Loade
     assert found.usage.prompt_tokens == len(pair[0].tokenizer(LONG)["input_ids"])
     assert (found.usage.completion_tokens, found.usage.kept_kv) == (9, 24)
     assert len(found.lookahead_ids) == 6
-    assert set(found.timings) == {"lookahead", "prefill", "decode", "total"}
+    assert set(found.timings) == {"queued", "lookahead", "prefill", "decode", "total"}
     short, *_ = SpecKV(*pair, TIGHT).generate("Hello there")
     assert short.usage.kept_kv == short.usage.prompt_tokens
 
@@ -98,12 +99,14 @@ def test_snapkv_is_speckv_without_lookahead(pair: tuple[LoadedModel, LoadedModel
 
 
 def test_the_draft_runs_only_when_something_must_go(pair: tuple[LoadedModel, LoadedModel]) -> None:
-    calls = []
-    handle = pair[1].model.register_forward_pre_hook(lambda *_: calls.append(1))
+    calls: list[int] = []  # the model itself reads the prompt, its view writes
+    models = (pair[1].model, attention_view(pair[1].model))
+    handles = [model.register_forward_pre_hook(lambda *_: calls.append(1)) for model in models]
     SpecKV(*pair, ROOMY).generate(LONG, max_new_tokens=3)
     assert not calls
     SpecKV(*pair, TIGHT).generate(LONG, max_new_tokens=3)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     assert len(calls) == 6
 
 

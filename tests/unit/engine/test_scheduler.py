@@ -4,7 +4,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, load_model
-from draftapprox_integrations.engine.requests import Request, Sampling
 from draftapprox_integrations.engine.scheduler import Scheduler
-from draftapprox_integrations.engine.streams import Stream
 from draftapprox_integrations.errors import (
     EngineClosedError,
     GenerationTimeoutError,
@@ -24,7 +21,6 @@ from draftapprox_integrations.errors import (
     ScoringError,
 )
 from draftapprox_integrations.models.attention import attention_view
-from draftapprox_integrations.results import Generation, Usage
 from tests.conftest import tiny_llama
 from tests.helpers.serving import wait_until_idle
 
@@ -75,7 +71,7 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair: tuple[LoadedModel
         loop.call_soon_threadsafe(turned.set)
         assert turned.wait(60)
 
-    with on_forward(pair[0].model, wait_for_the_loop):
+    with on_forward(attention_view(pair[0].model), wait_for_the_loop):
         tasks = [asyncio.create_task(read(number)) for number in range(32)]
         await first_piece.wait()
         for number in range(3, 32, 4):
@@ -89,18 +85,56 @@ async def test_32_streams_at_once_half_of_them_cancelled(pair: tuple[LoadedModel
     assert engine.generate(texts[0], max_new_tokens=24)[0].text == alone[0]
 
 
-def test_waiting_requests_of_one_kind_run_as_one_batch(pair: tuple[LoadedModel, LoadedModel]) -> None:
-    engine = SpecKV(*pair, TIGHT)
-    streams = engine.submit(prompts(8), max_new_tokens=5)
-    streams += engine.submit(prompts(2), max_new_tokens=3, stop="e")  # other lengths and stops fit in
-    streams += engine.submit(prompts(2), max_new_tokens=3, temperature=0.9, seed=1)  # repeatable, so alone
-    streams += engine.submit(["short", "also short"], max_new_tokens=3)  # nothing to drop
-    streams += engine.submit(prompts(2), max_new_tokens=3, repetition_penalty=1.2)
+def rows_of(model: Any) -> tuple[list[int], Any]:
+    """The numbers of rows of a model's forward passes from now on, and the handle that ends the recording."""
+    rows: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return rows, handle
+
+
+def test_requests_of_all_kinds_share_the_steps(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    engine = SpecKV(*pair, TIGHT, max_batch_size=16)
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (prompts(8), {"max_new_tokens": 9}),
+        (prompts(2), {"max_new_tokens": 9, "stop": "e"}),
+        (prompts(2), {"max_new_tokens": 9, "temperature": 0.9, "seed": 1}),
+        (["short", "also short"], {"max_new_tokens": 9}),  # nothing to drop
+        (prompts(2), {"max_new_tokens": 9, "repetition_penalty": 1.2}),
+    ]
+    alone = [engine.generate(text, **options)[0].token_ids for texts, options in kinds for text in texts]
+    rows, handle = rows_of(attention_view(pair[0].model))
+    streams = [stream for texts, options in kinds for stream in engine.submit(texts, **options)]
     results = [stream.result() for stream in streams]
-    sizes = Counter(result.timings["total"] for result in results).values()  # timings are those of the whole batch
-    assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 8]
-    assert [len(result.token_ids) for result in results[:8]] == [5] * 8
+    handle.remove()
+    assert [result.token_ids for result in results] == alone
+    assert max(rows) == 16
+    assert len(rows) < 40  # 16 requests of up to 9 tokens in fewer passes than the half of one after the other
     assert all(result.timings["queued"] >= 0 for result in results)
+
+
+def test_a_row_that_ends_is_replaced_at_once(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    engine = SpecKV(*pair, TIGHT, max_batch_size=2)
+    texts, lengths = prompts(6), [30, 3, 5, 4, 6, 8]
+    alone = [engine.generate(text, max_new_tokens=n)[0].token_ids for text, n in zip(texts, lengths, strict=True)]
+    steps: list[int] = []
+    view = attention_view(pair[0].model)
+    handle = view.register_forward_pre_hook(
+        lambda module, args, kwargs: steps.append(len(kwargs["input_ids"])) if kwargs["input_ids"].shape[1] == 1 else 0,
+        with_kwargs=True,
+    )
+    streams = [engine.submit(text, max_new_tokens=n)[0] for text, n in zip(texts, lengths, strict=True)]
+    ended: list[int] = []
+    for index, stream in enumerate(streams):
+        put = stream.put
+        stream.put = lambda item, put=put, index=index: (  # type: ignore[method-assign]
+            None if isinstance(item, int) else ended.append(index), put(item))[1]  # fmt: skip
+    assert [stream.result().token_ids for stream in streams] == alone
+    handle.remove()
+    assert ended == [1, 2, 3, 4, 5, 0]  # the five short ones one after the other beside the long one
+    assert len(steps) == 30
+    assert steps.count(2) == 3 + 5 + 4 + 6 + 8
 
 
 def test_company_does_not_change_an_answer(pair: tuple[LoadedModel, LoadedModel]) -> None:
@@ -116,42 +150,53 @@ def test_company_does_not_change_an_answer(pair: tuple[LoadedModel, LoadedModel]
         )  # fmt: skip
 
 
-class FakePipeline:
-    """Records the first id of each prompt; its first batch lasts until all calls are queued."""
+def order_of(pair: Any, calls: Any, max_batch_size: int = 1) -> Any:
+    """The order in which the prompts of several calls are prefilled; each call is a list of prompt lengths."""
+    target = pair[0]
+    engine = SpecKV(
+        target, None, SpecKVConfig(max_capacity_prompt=4000, lookahead_tokens=0), max_batch_size=max_batch_size
+    )
+    order: list[int] = []
+    started, all_queued = threading.Event(), threading.Event()
 
-    def __init__(self) -> None:
-        self.order: list[int] = []
-        self.started, self.all_queued = threading.Event(), threading.Event()
+    def record(module: Any, args: Any, kwargs: Any) -> None:
+        started.set()
+        assert all_queued.wait(60)
+        order.extend(kwargs["input_ids"][:, -1].tolist())
 
-    def run(self, requests: Any) -> Any:
-        self.started.set()
-        assert self.all_queued.wait(60)
-        self.order.extend(request.prompt_ids[0] for request in requests)
-        return [Generation("", [], Usage(1, 0, 1, 1), {}, "length") for _ in requests]
-
-
-def order_of(calls: Any, max_batch_size: int = 1) -> Any:
-    """The order in which the prompts of several calls run; each call is a list of prompt lengths."""
-    pipeline = FakePipeline()
-    scheduler = Scheduler(pipeline, max_batch_size)
-    streams = [Stream(Request([-1], 5, Sampling(temperature=1.0, seed=0)), None)]
-    scheduler.submit(streams)
-    assert pipeline.started.wait(60)
+    handle = target.model.register_forward_pre_hook(record, with_kwargs=True)
+    streams = engine.submit([[500]], max_new_tokens=1)
+    assert started.wait(60)
     for number, lengths in enumerate(calls):
-        call = [Stream(Request([100 * number + i] * n, 5, Sampling()), None) for i, n in enumerate(lengths)]
-        streams += call
-        scheduler.submit(call)
-    pipeline.all_queued.set()
+        streams += engine.submit([[100 * number + i] * n for i, n in enumerate(lengths)], max_new_tokens=1)
+    all_queued.set()
     for stream in streams:
         stream.result()
-    assert pipeline.order[0] == -1
-    return pipeline.order[1:]
+    handle.remove()
+    assert order[0] == 500
+    return order[1:]
 
 
-def test_calls_take_turns() -> None:
-    assert order_of([[5] * 4, [5], [5] * 2]) == [0, 100, 200, 1, 201, 2, 3]
-    # batches reach over calls, but not over lengths too different to share one without much padding
-    assert order_of([[5, 500], [5], [500]], max_batch_size=8) == [0, 100, 200, 1]
+def test_calls_take_turns(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    assert order_of(pair, [[5] * 4, [5], [5] * 2]) == [0, 100, 200, 1, 201, 2, 3]
+    # prefills reach over calls, but not over lengths too different to share one without much padding
+    assert order_of(pair, [[5, 500], [5], [500]], max_batch_size=8) == [0, 100, 200, 1]
+
+
+def test_a_failure_of_the_thread_reaches_every_reader(
+    pair: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SpecKV(*pair, TIGHT)
+
+    def broken(*_: Any) -> None:
+        raise ValueError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "_next_group", broken)
+        for stream in engine.submit(prompts(3), max_new_tokens=3):
+            with pytest.raises(ValueError, match="out of order"):
+                stream.result()
+    assert len(engine.generate("again", max_new_tokens=3)[0].token_ids) == 3
 
 
 async def test_a_cancelled_request_that_still_waits_is_never_run(pair: tuple[LoadedModel, LoadedModel]) -> None:
@@ -160,7 +205,7 @@ async def test_a_cancelled_request_that_still_waits_is_never_run(pair: tuple[Loa
     for stream in waiting:
         stream.cancel()
     steps = []
-    handle = pair[0].model.register_forward_pre_hook(lambda *_: steps.append(1))
+    handle = attention_view(pair[0].model).register_forward_pre_hook(lambda *_: steps.append(1))
     assert len((await first.result()).token_ids) == 20
     await asyncio.to_thread(wait_until_idle, engine)
     handle.remove()
@@ -179,7 +224,7 @@ def test_cancelling_before_the_first_token(pair: tuple[LoadedModel, LoadedModel]
         if stage == "lookahead" and len(draft_steps) == 3:
             stream.cancel()
 
-    handles = [pair[1].model.register_forward_pre_hook(cancel_in_lookahead)]
+    handles = [attention_view(pair[1].model).register_forward_pre_hook(cancel_in_lookahead)]
     if stage == "prefill":
         view = attention_view(pair[0].model)
         handles.append(view.model.layers[1].register_forward_pre_hook(lambda *_: stream.cancel()))
@@ -205,7 +250,7 @@ def test_a_timeout_ends_the_generation(pair: tuple[LoadedModel, LoadedModel]) ->
             steps.append(1)
             assert timed_out.wait(60)
 
-        with on_forward(pair[0].model, pause):
+        with on_forward(attention_view(pair[0].model), pause):
             with pytest.raises(GenerationTimeoutError, match=r"longer than 0.05 s.*Raise timeout"):
                 generate(max_new_tokens=3000, timeout=0.05)
             timed_out.set()
@@ -226,7 +271,7 @@ def test_an_error_reaches_the_request_it_belongs_to(pair: tuple[LoadedModel, Loa
         if kwargs["input_ids"].shape[0] > 1:
             raise RuntimeError("out of memory")
 
-    handle = target.model.register_forward_pre_hook(too_much, with_kwargs=True)
+    handle = attention_view(target.model).register_forward_pre_hook(too_much, with_kwargs=True)
     streams = engine.submit(texts, max_new_tokens=6)
     assert [stream.result().token_ids for stream in streams] == expected  # each again by itself
     handle.remove()
@@ -254,7 +299,7 @@ def test_a_row_whose_logits_are_nan_fails_alone(pair: tuple[LoadedModel, LoadedM
         if len(steps) == 4:
             output.logits[1] = torch.nan
 
-    handle = target.model.register_forward_hook(poison)
+    handle = attention_view(target.model).register_forward_hook(poison)
     streams = engine.submit(texts, max_new_tokens=8)
     assert streams[0].result().token_ids == expected[0].token_ids
     with pytest.raises(ScoringError, match="logits are NaN"):
@@ -309,8 +354,8 @@ def test_the_target_drafts_for_itself(pair: tuple[LoadedModel, LoadedModel]) -> 
     assert [g.token_ids for g in found] == [
         SpecKV(target, target, config).generate(text, max_new_tokens=8)[0].token_ids for text in (LONG, LONG[50:])
     ]
-    seen = []
-    handle = target.model.register_forward_pre_hook(
+    seen: list[int] = []
+    handle = attention_view(target.model).register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     (answered,) = engine.generate(LONG * 10, max_new_tokens=3)

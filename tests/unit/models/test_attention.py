@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2F
 
 from draftapprox_integrations import SpecPCConfig
 from draftapprox_integrations.errors import ScoringError, UnsupportedModelError
-from draftapprox_integrations.models.attention import StopForward, attention_view, observing, tail_attention
+from draftapprox_integrations.models.attention import StopForward, attention_view, observing
 from draftapprox_integrations.specpc.scoring.attention_scores import read_importance
 from tests.conftest import tiny_llama
 
@@ -176,28 +176,6 @@ def test_no_lm_head_and_no_last_mlp_when_nothing_is_drafted() -> None:
     assert found.lookahead_ids is None
     assert "model.layers.3.self_attn.k_proj" in reached
     assert not {"lm_head", "model.layers.3.mlp", "model.layers.3.self_attn.o_proj"} & set(reached)
-
-
-@pytest.mark.parametrize("budget", [1, 100, 1 << 22])
-@pytest.mark.parametrize("masked", [None, "bool", "float"])
-def test_tail_attention_in_pieces_equals_softmax(budget: Any, masked: str | None) -> None:
-    torch.manual_seed(0)
-    query, key = torch.randn(2, 6, 9, 8), torch.randn(2, 3, 14, 8)
-    allowed = torch.ones(9, 14, dtype=torch.bool).tril(5).repeat(2, 1, 1, 1)
-    if masked is not None:
-        allowed[0, :, :, :3] = False
-    mask = {
-        None: None,
-        "bool": allowed,
-        "float": torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf),
-    }[masked]
-    logits = query @ key.repeat_interleave(2, dim=1).transpose(-1, -2) * 0.3
-    expected = logits.masked_fill(~allowed, -torch.inf).softmax(-1)[:, :, -4:]
-    found = torch.full_like(expected, torch.nan)
-    for heads, rows, weights in tail_attention(query, key, mask, 0.3, 4, budget):
-        found[:, heads, rows] = weights
-        assert budget > 100 or weights.numel() <= 2 * 2 * 14
-    torch.testing.assert_close(found, expected)
 
 
 def test_eos_ends_a_row_but_not_its_neighbours() -> None:

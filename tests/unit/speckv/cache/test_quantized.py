@@ -12,9 +12,10 @@ from draftapprox_integrations import KVQuantization, LoadedModel, SpecKV, SpecKV
 from draftapprox_integrations.engine.registry import as_method
 from draftapprox_integrations.errors import MissingDependencyError
 from draftapprox_integrations.models.attention import attention_view
-from draftapprox_integrations.speckv.cache import quantized
+from draftapprox_integrations.speckv.cache import codec
+from draftapprox_integrations.speckv.cache.codec import make_codec
 from draftapprox_integrations.speckv.cache.evicted import EvictedLayer
-from draftapprox_integrations.speckv.cache.quantized import QuantizedLayer, cache_bytes, make_codec
+from draftapprox_integrations.speckv.cache.quantized import QuantizedLayer, cache_bytes
 from draftapprox_integrations.speckv.prefill import prefill
 from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
@@ -202,7 +203,7 @@ def test_what_cannot_be_undone_is_refused() -> None:
 def test_a_missing_library_is_named_when_the_engine_is_made(
     pair: tuple[LoadedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch, backend: str, check: str
 ) -> None:
-    monkeypatch.setattr(quantized, check, lambda: False)
+    monkeypatch.setattr(codec, check, lambda: False)
     config = SpecKVConfig(kv_quantization=KVQuantization(bits=4, backend=backend))
     with pytest.raises(MissingDependencyError, match=rf'backend "{backend}" needs.*\[quantization\]'):
         SpecKV(*pair, config)
