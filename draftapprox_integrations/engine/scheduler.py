@@ -151,9 +151,9 @@ class Scheduler:
     def _serve_all(self, pipeline: Pipeline) -> None:
         while (group := self._next_group(pipeline)) is not None:
             if group and pipeline.decodes_in_slots(group[0].request):
-                self._guarded(group, lambda: self._admit(pipeline, group))  # noqa: B023 - called at once
+                self._guarded(group, lambda: self._admit(pipeline, group))
             elif group:
-                self._guarded(group, lambda: self._run_whole(pipeline, group))  # noqa: B023
+                self._guarded(group, lambda: self._run_whole(pipeline, group))
             if self._batch is not None and self._batch.rows:
                 self._step(pipeline, self._batch)
 

@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph on the CPU: records the operations of a piece of work with their tensors, and runs them again.
+"""A stand-in for a CUDA graph on the CPU: records the operations of a piece of work, and runs them again.
 
 As in a graph, every operation reads and writes the same memory each time, no Python of the work runs, and an operation
 that hands a value to the host is an error.

@@ -1,4 +1,4 @@
-"""Slots of a running batch whose kept pairs are quantized; later tokens, and prompts that fit, are in full precision."""
+"""Slots of a running batch whose kept pairs are quantized; later tokens and prompts that fit are not."""
 
 from __future__ import annotations
 
