@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
@@ -73,68 +73,87 @@ def _captured_step(lab: Lab, model: PreTrainedModel, pairs: int) -> Row:
 
 
 def kernels(lab: Lab) -> Iterator[Row]:
-    """Every form of each kernel that the package has, on the target's shapes.
+    """Each kernel of the package beside its PyTorch form, and beside SDPA over the same numbers, on the target's
+    shapes.
 
-    A form is a public function of the kernel's module. Its arguments are found by name, so that the benchmark runs with
-    other versions of the package; a form that asks for something else is named as skipped.
+    Arguments are found by name, so that the benchmark runs with other versions of the package; a form that asks for
+    something else is named as skipped. On a CPU both forms are the same.
     """
-    package = import_module("draftapprox_integrations.kernels")
-    for name in ("decode_attention", "tail_scores", "vertical_slash"):
+    package = import_module("draftapprox_integrations.kernels").__name__
+    for name, tokens in (
+        ("decode_attention", lab.scale.budget),
+        ("decode_attention", lab.judged),
+        ("tail_scores", lab.judged),
+        ("vertical_slash", lab.judged),
+    ):
         try:
-            module = import_module(f"{package.__name__}.{name}")
+            module = import_module(f"{package}.{name}")
         except ImportError as error:
             yield {"kernel": name, "skipped": str(error)}
             continue
-        given = _arguments(lab, name)
-        for form, function in _forms(module, name).items():
-            if lab.device.type != "cuda" and "triton" in form:
-                continue
+        given = _arguments(lab, name, tokens)
+        forms = {form: getattr(module, form) for form in (name, "torch_form") if hasattr(module, form)}
+        if name != "tail_scores":  # that one returns what SDPA does not
+            forms["sdpa"] = _sdpa
+        for form, function in forms.items():
             wanted = inspect.signature(function).parameters.values()
             missing = [p.name for p in wanted if p.default is p.empty and p.name not in given]
-            row: Row = {"kernel": name, "form": form, "tokens": given["tokens"]}
+            row: Row = {"kernel": name, "form": form, "tokens": tokens}
             if missing:
                 yield row | {"skipped": f"unknown arguments: {', '.join(missing)}"}
                 continue
             call = partial(function, **{p.name: given[p.name] for p in wanted if p.name in given})
             try:
-                calls = min(50, max(1, int(5 / _median_ms(lab, call))))  # a short one is launched several times
-                yield row | {"ms": digits(_median_ms(lab, lambda: [call() for _ in range(calls)]) / calls)}  # noqa: B023
+                yield row | {"ms": _each_ms(lab, call)}
             except Exception as error:
                 yield row | {"error": error_text(error)}
 
 
-def _forms(module: ModuleType, name: str) -> dict[str, Callable[..., Any]]:
-    """The functions of a kernel's module that are called after it: `name`, `name_torch`, `reference_name`, ..."""
-    return {
-        form: function
-        for form, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ and name in form and not form.startswith("_")
-    }
-
-
-def _arguments(lab: Lab, name: str) -> dict[str, Any]:
+def _arguments(lab: Lab, name: str, tokens: int) -> dict[str, Any]:
     """Arguments by the names that the package uses for them."""
     config = lab.target.model.config
     heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
-    size = int(config.hidden_size) // heads
-    tokens = lab.scale.budget if name == "decode_attention" else lab.judged
-    tail = {"decode_attention": 1, "tail_scores": 8 + lab.scale.steps, "vertical_slash": tokens}[name]
-    window = min(2048, tokens // 4)
-    batch = () if name == "vertical_slash" else (1,)
+    size, window = int(config.hidden_size) // heads, min(2048, tokens // 4)
+    queries = {"decode_attention": 1, "tail_scores": 8 + lab.scale.steps, "vertical_slash": tokens}[name]
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*batch, *shape, dtype=lab.target.dtype, device=lab.device)
+        return torch.randn(1, *shape, dtype=lab.target.dtype, device=lab.device)
 
-    query, key, value = random(heads, tail, size), random(kv_heads, tokens, size), random(kv_heads, tokens, size)
-    columns = torch.stack([torch.randperm(tokens - window)[:window].sort().values for _ in range(kv_heads)])
-    lengths = torch.full((1,), tokens, device=lab.device)
-    return {
-        "tokens": tokens, "query": query, "queries": query, "key": key, "keys": key, "value": value, "values": value,
-        "columns": columns.to(lab.device), "window": window, "scaling": size**-0.5, "scale": size**-0.5, "mask": None,
-        "rows": tail, "tail": tail, "lengths": lengths,
-    }  # fmt: skip
+    query, key, value = random(heads, queries, size), random(kv_heads, tokens, size), random(kv_heads, tokens, size)
+    columns = [torch.randperm(tokens - window)[:window].sort().values for _ in range(kv_heads)]
+    given: dict[str, Any] = {
+        "whole": (query, key, value),
+        "query": query,
+        "key": key,
+        "value": value,
+        "rows": queries,
+        "mask": None,
+        "scaling": size**-0.5,
+    }
+    if name == "vertical_slash":
+        given |= {"query": query[0], "key": key[0], "value": value[0]}
+        given |= {"columns": torch.stack(columns).to(lab.device), "window": window}
+    elif name == "decode_attention":
+        lengths = torch.tensor([tokens], device=lab.device)
+        pairs_of = import_module("draftapprox_integrations.kernels.pairs").pairs_of
+        given |= {"query": query[:, :, 0], "parts": [pairs_of(key, value, lengths)]}
+    return given
+
+
+def _sdpa(whole: tuple[Tensor, Tensor, Tensor], scaling: float) -> Tensor:
+    query, key, value = whole
+    causal = query.shape[2] > 1
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=True)
 
 
 def _median_ms(lab: Lab, run: Callable[[], object]) -> float:
-    times = [lab.seconds(run) for _ in range(_REPEATS + 2)][2:]  # the first two warm up
+    first = [lab.seconds(run) for _ in range(2)]  # warms up
+    times = [lab.seconds(run) for _ in range(_REPEATS if first[1] < 0.1 else 3)]
     return digits(1000 * statistics.median(times))
+
+
+def _each_ms(lab: Lab, run: Callable[[], object]) -> float:
+    """Median time of one of several calls in a row, so that a short kernel does not wait for the next launch."""
+    single = _median_ms(lab, run)
+    calls = min(50, int(5 / single))
+    return single if calls < 2 else digits(_median_ms(lab, lambda: [run() for _ in range(calls)]) / calls)
