@@ -1,7 +1,7 @@
 """The methods on a GPU, at real shapes with random weights: one command, nothing to download.
 
-    python -m benchmarks.gpu                                       # about 8 minutes on one H200
-    python -m benchmarks.gpu --shapes small --out /tmp/rehearsal.jsonl   # seconds, on a CPU; its numbers mean nothing
+    python -m benchmarks.gpu                   # about 8 minutes on one H200
+    python -m benchmarks.gpu --shapes small    # seconds, on a CPU too; its numbers mean nothing
 
 Target and draft have the shapes of Qwen2.5-14B and 0.5B in bfloat16 ("14b"; "7b": 7B and 3B). Random weights cost what
 trained ones cost, and never end an answer, so that exactly as many tokens are written as were asked for. What comes out
@@ -19,6 +19,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -38,13 +39,16 @@ from .gpu_verdicts import read_rows, verdicts
 Stage = Callable[[Lab], Iterable[Row]]
 
 _ROOT = Path(__file__).parent.parent
+_RESULTS = Path("benchmarks", "results", "gpu.jsonl")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=SCALES, default="14b")
     parser.add_argument("--minutes", type=float, default=8, help="no stage begins later")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.jsonl")
+    parser.add_argument(
+        "--out", type=Path, help=f"file for the rows (default: {_RESULTS}; small: in the temporary folder)"
+    )
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="only stages whose name begins with one of these")
     parser.add_argument("--list", action="store_true", help="list the stages and do nothing")
     parser.add_argument("--verdicts", type=Path, metavar="FILE", help="judge the rows of a file and do nothing else")
@@ -58,10 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     if args.list or not chosen:
         print("\n".join(stages(scale)))
         return 0 if args.list else 2
+    if scale.judge and not torch.cuda.is_available():
+        parser.error(f"--shapes {args.shapes} needs CUDA; --shapes small runs anywhere")
+    out = args.out or (_ROOT / _RESULTS if scale.judge else Path(tempfile.gettempdir(), "gpu_small.jsonl"))
     # A time limit from outside gets the verdicts too.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", encoding="utf-8") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
         recorder = Recorder(file, args.shapes, args.minutes)
         try:
             recorder.run_all(scale, chosen)
@@ -69,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = list(verdicts(recorder.rows, scale))
             for row in found:
                 recorder.write("verdict", row)
-            print(_lines(found))
+            print(f"{_lines(found)}\n{out}")
             signal.signal(signal.SIGTERM, previous)
     return 1 if any("error" in row for row in recorder.rows) else 0
 

@@ -11,7 +11,8 @@ first text, "whole" the time to the end of the answer.
 
 The short request arrives when a long one has begun to write: with a row of the batch to spare, and with none. With
 --against, each run is a process of its own with the other checkout's package (and this file); ratios are medians over
-the pairs of neighbouring runs, this tree over the other.
+the pairs of neighbouring runs, this tree over the other. "cpu" is the same in seconds of this process's CPU time: with
+OMP_NUM_THREADS=1 it is what a time would be on a machine of one's own, where wall times also show the neighbours' work.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(machine())
-    print(f"{args.requests} requests, {args.max_batch_size} in a batch, {args.budget} pairs\n")
+    print(f"{args.requests} requests, {args.max_batch_size} in a batch, {args.budget} pairs; {_load_average()}\n")
     rows = [[name, f"{value:.2f}"] for name, value in found.items() if isinstance(value, float)]
     print(table(["", "s, or tokens/s"], rows))
 
@@ -101,16 +102,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     kv.generate(_prompt(random.Random(1), args.budget + 40), max_new_tokens=4)  # warms up
     calls = load(args)
     found: dict[str, Any] = {"package": str(Path(draftapprox_integrations.__file__).parent), "machine": machine()}
+    worked = time.process_time()
     found["rate"] = serve(kv, calls)
+    worked = time.process_time() - worked
     for name, times in (("first", [call.first for call in calls]), ("whole", [call.whole for call in calls])):
         found |= {f"{name} p50": quantile(times, 0.5), f"{name} p99": quantile(times, 0.99)}
     found["tokens"] = sum(call.written for call in calls)
+    found["rate, cpu"] = found["tokens"] / worked
     if not args.no_baselines:
         found["static rate"] = static_rate(kv, calls)
         found["plain rate"] = plain_rate(loaded, calls)
-    found["short alone"] = behind(kv, args, 0)
-    found["short, a row to spare"] = behind(kv, args, args.max_batch_size - 1)
-    found["short, batch full"] = behind(kv, args, args.max_batch_size)
+    for name, longs in (("alone", 0), ("a row to spare", args.max_batch_size - 1), ("batch full", args.max_batch_size)):
+        found[f"short, {name}"], found[f"short, {name}, cpu"] = behind(kv, args, longs)
     kv.close()
     return found
 
@@ -173,22 +176,27 @@ def plain_rate(loaded: LoadedModel, calls: list[Call]) -> float:
     return sum(call.new for call in calls) / (time.perf_counter() - started)
 
 
-def behind(kv: SpecKV, args: argparse.Namespace, longs: int) -> float:
-    """Seconds until the answer of a short request that arrives while `longs` long ones are being written."""
+def behind(kv: SpecKV, args: argparse.Namespace, longs: int) -> tuple[float, float]:
+    """Seconds, and those of the CPU, until the answer of a short request that arrives while `longs` long ones run."""
     rng = random.Random(args.seed + 1)
     tokens, new = args.long
     # Answers of different lengths, as they are: a batch that frees its rows one by one has one free earlier.
     streams = [kv.submit(_prompt(rng, tokens), max_new_tokens=new + 20 * i)[0] for i in range(longs)]
     pieces = streams[0].pieces() if streams else iter(())  # kept: an iterator that goes cancels its request
     next(pieces, None)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     kv.submit(_prompt(rng, 30), max_new_tokens=8)[0].result()
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
     for stream in streams:
         stream.cancel()
     while not kv.is_idle:
         time.sleep(0.01)
-    return seconds
+    return seconds, worked
+
+
+def _load_average() -> str:
+    """The machine's other work, as far as it is known: above its cores, wall times say little."""
+    return f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
 
 
 def _prompt(rng: random.Random, tokens: int) -> list[int]:
@@ -226,9 +234,8 @@ def compare(args: argparse.Namespace) -> None:
         print(json.dumps({**median, "ratio": ratio, "repeats": args.repeats, "machine": machine()}))
         return
     print(machine())
-    print(
-        f"{args.requests} requests, {args.max_batch_size} in a batch, {args.repeats} runs each; other: {args.against}\n"
-    )
+    print(f"{args.requests} requests, {args.max_batch_size} in a batch, {args.repeats} runs each; {_load_average()}")
+    print(f"other: {args.against}\n")
     cells = [
         [name, f"{median['this'][name]:.2f}", f"{median['other'][name]:.2f}", f"{ratio[name]:.2f}"] for name in names
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu_models import SCALES
+from benchmarks.gpu_models import SCALES, limits
 from benchmarks.gpu_verdicts import verdicts
 
 SMALL = SCALES["small"]
@@ -40,7 +40,7 @@ def test_a_stage_that_fails_or_comes_too_late_leaves_a_row(tmp_path: Path, monke
         yield {"way": "first"}
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(gpu, "stages", lambda scale: {"broken": broken, "limits": gpu.limits})
+    monkeypatch.setattr(gpu, "stages", lambda scale: {"broken": broken, "limits": limits})
     out = tmp_path / "gpu.jsonl"
     assert gpu.main(["--shapes", "small", "--out", str(out)]) == 1
     found = [row for row in rows_of(out) if row["stage"] in ("broken", "limits")]
