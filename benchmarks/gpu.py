@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -120,6 +121,7 @@ class Recorder:
 
     def __init__(self, file: TextIO, shapes: str, minutes: float):
         self.rows: list[Row] = []
+        self._warnings = _Warnings()
         self._file, self._started, self._limit = file, time.monotonic(), 60 * minutes
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else machine().split(";")[0]
         self._about: dict[str, Any] = {
@@ -158,8 +160,10 @@ class Recorder:
             labs[0].clean()  # after the stage's frames, and what an error held, are gone
 
     def _run(self, name: str, stage: Callable[[], Iterable[Row]]) -> None:
-        """Run one stage; an error ends it, and no other."""
+        """Run one stage; an error ends it, and no other. What the package warns of becomes rows too."""
         started = time.monotonic()
+        self._warnings.texts.clear()
+        logging.getLogger("draftapprox_integrations").addHandler(self._warnings)
         try:
             for row in stage():
                 self.write(name, row | {"stage_s": round(time.monotonic() - started, 1)})
@@ -167,6 +171,22 @@ class Recorder:
             self.write(name, {"skipped": str(error)})
         except Exception as error:
             self.write(name, {"error": error_text(error), "stage_s": round(time.monotonic() - started, 1)})
+        finally:
+            logging.getLogger("draftapprox_integrations").removeHandler(self._warnings)
+        for text in self._warnings.texts:
+            self.write(name, {"warning": text[:400]})
+
+
+class _Warnings(logging.Handler):
+    """Handler that keeps messages: a kernel that falls back to PyTorch says so in the log only."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.texts.append(record.getMessage())
 
 
 def commit() -> str:

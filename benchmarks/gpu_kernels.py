@@ -126,14 +126,15 @@ def _arguments(lab: Lab, name: str, tokens: int) -> dict[str, Any]:
         "query": query,
         "key": key,
         "value": value,
-        "rows": queries,
-        "mask": None,
         "scaling": size**-0.5,
     }
     if name == "vertical_slash":
         given |= {"query": query[0], "key": key[0], "value": value[0]}
         given |= {"columns": torch.stack(columns).to(lab.device), "window": window}
-    elif name == "decode_attention":
+    elif name == "tail_scores":
+        given |= {"first_keys": torch.zeros(1, dtype=torch.long, device=lab.device), "columns": tokens - queries}
+        given |= {"query_weights": torch.ones(1, queries, device=lab.device), "reduction": "max"}
+    else:
         lengths = torch.tensor([tokens], device=lab.device)
         pairs_of = import_module("draftapprox_integrations.kernels.pairs").pairs_of
         given |= {"query": query[:, :, 0], "parts": [pairs_of(key, value, lengths)]}

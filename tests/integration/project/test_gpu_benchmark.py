@@ -1,6 +1,7 @@
 """`benchmarks.gpu` runs: every stage, at sizes that a CPU does in seconds. Its numbers mean nothing here."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def test_every_stage_writes_its_rows(tmp_path: Path) -> None:
     assert [row for row in rows if "error" in row] == []
     assert {row["stage"] for row in rows} == {"build", *gpu.stages(SMALL), "verdict"}
     assert {row["stage"] for row in rows if "skipped" in row} <= {"kvpress", "kernels"}
+    assert [row for row in rows if "warning" in row] == []
     for row in rows:
         assert {"machine", "torch", "transformers", "commit", "shapes", "at_s"} <= row.keys()
     compared = [row for row in rows if row["stage"] == f"compare {SMALL.lengths[1]}"]
@@ -38,13 +40,15 @@ def test_every_stage_writes_its_rows(tmp_path: Path) -> None:
 def test_a_stage_that_fails_or_comes_too_late_leaves_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(lab: Any) -> Any:
         yield {"way": "first"}
+        logging.getLogger("draftapprox_integrations.kernels.dispatch").warning("the kernel failed")
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(gpu, "stages", lambda scale: {"broken": broken, "limits": limits})
     out = tmp_path / "gpu.jsonl"
     assert gpu.main(["--shapes", "small", "--out", str(out)]) == 1
     found = [row for row in rows_of(out) if row["stage"] in ("broken", "limits")]
-    assert [row.get("error") for row in found] == [None, "RuntimeError: CUDA out of memory", None]
+    assert [row.get("error") for row in found] == [None, "RuntimeError: CUDA out of memory", None, None]
+    assert [row.get("warning") for row in found] == [None, None, "the kernel failed", None]
 
     assert gpu.main(["--shapes", "small", "--minutes", "0", "--out", str(out)]) == 0
     late = [row for row in rows_of(out) if "not_run" in row]
