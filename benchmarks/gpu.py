@@ -30,6 +30,8 @@ from typing import Any, TextIO
 import torch
 import transformers
 
+import draftapprox_integrations
+
 from .common import machine
 from .gpu_kernels import captured, kernels
 from .gpu_models import SCALES, Lab, Row, Scale, limits
@@ -194,7 +196,7 @@ def commit() -> str:
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=_ROOT,
+            cwd=Path(draftapprox_integrations.__file__).parent,
             capture_output=True,
             text=True,
             check=True,
