@@ -9,9 +9,11 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 # Numbers a benchmark prints are worth little on data it was tuned on: bring your own SQuAD-like file.
 DATA   ?=
+# Models' shapes of `make bench-gpu`: 14b, 7b or small.
+SHAPES ?= 14b
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-lowest lint format types unit bench notebooks families docs install install-dev clean
+.PHONY: help demo test test-fast test-lowest lint format types unit bench bench-gpu notebooks families docs install install-dev clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +60,9 @@ bench: install-dev ## every benchmark (DATA=path to a SQuAD-like JSON file for t
 	$(BIN)/python -m benchmarks.specpc_cost
 	$(BIN)/python -m benchmarks.speckv_cost
 	$(if $(DATA),$(BIN)/python -m benchmarks.retention --data $(DATA),@echo "give DATA=... for benchmarks.retention")
+
+bench-gpu: install-dev ## the methods on a GPU, at 14B shapes with random weights; SHAPES=small rehearses on a CPU
+	$(BIN)/python -m benchmarks.gpu --shapes $(SHAPES)
 
 notebooks: install-dev ## execute every notebook of the cookbook and rewrite its outputs
 	COOKBOOK_REWRITE=1 $(BIN)/python -m pytest -m notebooks tests/integration/project/test_cookbook.py
