@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from draftapprox_integrations import LoadedModel, SpecKV, SpecKVConfig, SpecKVPCConfig, SpecPCConfig, patch_model
+from draftapprox_integrations.decoding.buffered import RESERVE
 from draftapprox_integrations.llama_index import SpecKVLLM
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache.ragged import RaggedLayer, decoding_model
@@ -140,9 +141,9 @@ def test_the_bytes_held_after_generate_are_those_of_kept_and_written_tokens(
     for layer, kept in evictor.kept.items():
         held = cache.layers[layer]
         for pairs in (held.kept_keys, held.kept_values):
-            assert pairs.untyped_storage().nbytes() == 4 * 8 * int(kept.sum())
+            assert pairs.untyped_storage().nbytes() == 4 * 16 * int(kept.sum())
         assert held.keys.shape[2] == 6  # the last prompt token, which is fed again, and all new ones but the last
-        assert held.keys.untyped_storage().nbytes() <= 4 * 8 * 3 * 2 * (6 + RESERVE)
+        assert held.keys.untyped_storage().nbytes() <= 4 * 16 * 3 * 2 * (6 + RESERVE)
 
 
 @pytest.mark.thorough
