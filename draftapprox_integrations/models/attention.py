@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from itertools import chain
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -77,16 +77,26 @@ class StopForward(Exception):  # noqa: N818 - a signal, not an error
 _observer: ContextVar[Observer | None] = ContextVar("draftapprox_observer", default=None)
 
 
-@contextmanager
-def observing(observer: Observer) -> Iterator[None]:
+def observing(observer: Observer) -> AbstractContextManager[None]:
     """Call `observer` for every attention layer that this thread or task runs inside the block."""
-    token = _observer.set(observer)
-    try:
-        yield
-    except StopForward:
-        pass
-    finally:
-        _observer.reset(token)
+    return _Observing(observer)
+
+
+class _Observing(AbstractContextManager[None]):
+    # No generator with @contextmanager: from Python 3.12 on, one that swallows an exception leaves a reference cycle
+    # (contextlib's frame holds the exception, whose traceback holds the generator's frame, which holds contextlib's).
+    # The frames of the stopped pass, with the last layer's tensors, would then stay alive until the garbage collector
+    # runs, and that may be during the next prefill.
+
+    def __init__(self, observer: Observer):
+        self._observer = observer
+
+    def __enter__(self) -> None:
+        self._token: Token[Observer | None] = _observer.set(self._observer)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        _observer.reset(self._token)
+        return isinstance(error, StopForward)
 
 
 def _observed_sdpa(
