@@ -92,10 +92,8 @@ class Evictor:
             cached.record_past = False
             assert cached.keys is not None
             assert cached.values is not None
-            cached.keys, cached.values = (
-                cached.keys.clone(),
-                cached.values.clone(),
-            )  # a slice would keep all alive
+            # a slice would keep all alive
+            cached.keys, cached.values = cached.keys.clone(), cached.values.clone()
         if layer == self._last_layer:
             raise StopForward
         return attend
@@ -259,8 +257,7 @@ def prefill(
         is_cancelled: Polled at every layer. True ends the prefill, and the cache is of no use.
         position_ids: LongTensor [batch, tokens], any value at padding; the lookahead continues after each row's last.
             None counts the tokens that are not padding.
-        record: Return the selected pairs and the scores. They take 8 bytes per token, KV head and layer, which for
-            tens of layers is about what one hidden state takes.
+        record: Return the selected pairs and the scores, 8 bytes per token, KV head and layer.
 
     Returns:
         A cache that counts as holding all prompt tokens but the last, ready for `model.generate`; and the evictor with
