@@ -337,7 +337,9 @@ class Pipeline:
         assert self._speckv is not None
         assert self.view is not None
         with self.target.lock:
-            cache, _ = prefill(self.view, input_ids, attention_mask, lookahead, self._speckv, is_cancelled, positions)
+            cache, _ = prefill(
+                self.view, input_ids, attention_mask, lookahead, self._speckv, is_cancelled, positions, record=False
+            )
         timings["prefill"] = time.perf_counter() - drafted
         kv_bytes = None if is_cancelled() else cache_bytes(cache) // len(input_ids)
         return PreparedBatch(input_ids, attention_mask, positions, cache, lookahead, timings, kv_bytes)

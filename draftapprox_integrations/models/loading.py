@@ -160,7 +160,8 @@ def load_model(
         revision: Branch, tag or commit of a hub model.
         device_map: Spread a large model over devices (needs `accelerate`); replaces `device`.
         attn_implementation: As for transformers' `from_pretrained`: "sdpa", "eager", "flash_attention_2", ... None
-            leaves the choice to transformers. Observed attention is always SDPA, see `attention_view`.
+            leaves the choice to transformers. Scoring passes and the prefill use it too where it is FlashAttention or
+            flex_attention, and SDPA otherwise, see `attention_view`.
 
     Returns:
         The model, shared by all callers with the same spec and settings.

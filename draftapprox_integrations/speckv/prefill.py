@@ -31,6 +31,9 @@ from .sparse_prefill import SparseAttention, select_columns
 class Evictor:
     """Observer that scores the pairs of each attention layer and evicts the others from the cache at once.
 
+    Args:
+        record: Keep `kept` and `scores` until the end; without, both stay empty.
+
     Attributes:
         kept: Per layer the result of `select_uniform` or `select_adaptive`.
         scores: Per layer the raw and the pooled scores, float32 [batch, heads, tokens].
@@ -44,10 +47,11 @@ class Evictor:
         prompt_length: int,
         config: SpecKVConfig,
         is_cancelled: Callable[[], bool],
+        record: bool = True,
     ):
         self.kept: dict[int, Tensor] = {}
         self.scores: dict[int, tuple[Tensor, Tensor]] = {}
-        self._is_cancelled, self._name = is_cancelled, type(view).__name__
+        self._is_cancelled, self._record, self._name = is_cancelled, record, type(view).__name__
         self._reports = ObservedLayers(view, attention_layers(view), mask.shape[1], mask.shape[1])
         self._cache, self._prompt_length, self._config = cache, prompt_length, config
         self._last_layer = int(view.config.get_text_config().num_hidden_layers) - 1
@@ -93,10 +97,8 @@ class Evictor:
             cached.record_past = False
             assert cached.keys is not None
             assert cached.values is not None
-            cached.keys, cached.values = (
-                cached.keys.clone(),
-                cached.values.clone(),
-            )  # a slice would keep all alive
+            # a slice would keep all alive
+            cached.keys, cached.values = cached.keys.clone(), cached.values.clone()
         if layer == self._last_layer:
             raise StopForward
         return attend
@@ -181,7 +183,8 @@ class Evictor:
             assert cached.values is not None
             kept = select_adaptive(pooled, self._lengths, config.max_capacity_prompt, window, config.floor_alpha)
             self._cache.layers[layer] = RaggedLayer(cached.keys, cached.values, kept)
-        self.kept[layer], self.scores[layer] = kept, (raw, pooled)
+        if self._record:
+            self.kept[layer], self.scores[layer] = kept, (raw, pooled)
         return pooled
 
     def _sparse_attention(self, pooled: Tensor, mask: Tensor | None, scaling: float) -> Attend | None:
@@ -239,6 +242,8 @@ def prefill(
     config: SpecKVConfig,
     is_cancelled: Callable[[], bool] = bool,
     position_ids: Tensor | None = None,
+    *,
+    record: bool = True,
 ) -> tuple[DynamicCache, Evictor]:
     """Run the target over prompt and lookahead, keeping `max_capacity_prompt` KV pairs per layer and KV head.
 
@@ -251,10 +256,11 @@ def prefill(
         is_cancelled: Polled at every layer. True ends the prefill, and the cache is of no use.
         position_ids: LongTensor [batch, tokens], any value at padding; the lookahead continues after each row's last.
             None counts the tokens that are not padding.
+        record: Return the selected pairs and the scores, 8 bytes per token, KV head and layer.
 
     Returns:
         A cache that counts as holding all prompt tokens but the last, ready for `model.generate`; and the evictor with
-        the selected pairs of each layer.
+        the selected pairs of each layer, if recorded.
 
     Raises:
         ScoringError: the attention is NaN.
@@ -277,7 +283,7 @@ def prefill(
         shift = position_ids - positions[:, :prompt_length]
         positions += torch.cat([shift, shift[:, -1:].expand(-1, longest)], dim=1)
     cache = new_cache(view, config.resolved_quantization())
-    evictor = Evictor(view, cache, mask, prompt_length, config, is_cancelled)
+    evictor = Evictor(view, cache, mask, prompt_length, config, is_cancelled, record)
     device = input_device(view)
     with observing(evictor):
         view(

@@ -189,6 +189,6 @@ def varlen_kernel(query: Tensor, mask: Tensor | None) -> Callable[..., Any] | No
 def _flash_attn() -> Callable[..., Any] | None:
     try:
         kernel: Callable[..., Any] = import_module("flash_attn").flash_attn_varlen_func
-    except ImportError:
+    except (ImportError, AttributeError):  # flash-attn-4 alone has another module in a package of the same name
         return None
     return kernel

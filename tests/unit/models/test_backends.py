@@ -1,19 +1,17 @@
-"""Targets and drafts with another attention than SDPA: what ours computes is SDPA, and the answers are the same.
+"""Targets and drafts with another attention than SDPA: the answers are the same.
 
 flash-attn's kernels need a GPU. What stands in for them here follows their documentation, below transformers' own code:
-masks, unpadding and the choice of kernel are transformers'.
+masks, unpadding and the choice of kernel are transformers'. Views compute SDPA here, as on every CPU; with the kernels:
+test_view_backends.py.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from transformers import masking_utils
-from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.integrations import flex_attention as flex_utils
 
 from draftapprox_integrations import (
@@ -29,6 +27,7 @@ from draftapprox_integrations.errors import MissingDependencyError, ModelLoadErr
 from draftapprox_integrations.models.attention import IMPLEMENTATION, attention_view
 from draftapprox_integrations.speckv.prefill import prefill
 from tests.conftest import tiny_llama
+from tests.helpers.flash_kernels import installed
 from tests.unit.models.test_attention import family
 from tests.unit.speckv.test_prefill import batch_of, decode, model_of
 
@@ -55,70 +54,10 @@ def positions_of(name: Any) -> Any:
     return "original" if name.endswith("original") else "renumber"
 
 
-class Kernels(ModuleType):
-    """flash_attn as its documentation has it: causal to the lower right, windows, sequences one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__("flash_attn")
-        self.calls: list[str] = []
-
-    def _attend(self, q: Any, k: Any, v: Any, scale: Any, causal: Any, window: Any) -> Any:
-        left, right = window
-        offset = len(k) - len(q)
-        rows, columns = torch.arange(len(q))[:, None] + offset, torch.arange(len(k))
-        seen = torch.ones(len(q), len(k), dtype=torch.bool)
-        if causal:
-            seen &= columns <= rows
-        if left >= 0:
-            seen &= columns >= rows - left
-        if right >= 0:
-            seen &= columns <= rows + right
-        group = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        logits = torch.einsum("qhd,khd->hqk", q, k) * scale
-        return torch.einsum("hqk,khd->qhd", logits.masked_fill(~seen, -torch.inf).softmax(-1), v)
-
-    def flash_attn_func(
-        self,
-        q: Any,
-        k: Any,
-        v: Any,
-        dropout_p: float = 0.0,
-        softmax_scale: Any = None,
-        causal: bool = False,
-        window_size: Any = (-1, -1),
-    ) -> Any:
-        self.calls.append("dense")
-        rows = [self._attend(*row, softmax_scale, causal, window_size) for row in zip(q, k, v, strict=True)]
-        return torch.stack(rows)
-
-    def flash_attn_varlen_func(
-        self, q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any,
-        max_seqlen_q: Any, max_seqlen_k: Any, dropout_p: float = 0.0, softmax_scale: Any = None,
-        causal: bool = False, window_size: Any = (-1, -1),
-    ) -> Any:  # fmt: skip
-        self.calls.append("varlen")
-        out = torch.zeros_like(q)
-        pieces = zip(cu_seqlens_q.unfold(0, 2, 1).tolist(), cu_seqlens_k.unfold(0, 2, 1).tolist(), strict=True)
-        for (a, b), (c, d) in pieces:
-            out[a:b] = self._attend(q[a:b], k[c:d], v[c:d], softmax_scale, causal, window_size)
-        return out
-
-    def flash_attn_with_kvcache(self, *args: Any, **kwargs: Any) -> None:
-        raise AssertionError("paged caches are not ours")
-
-
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    found = Kernels()
-    padding: Any = ModuleType("flash_attn.bert_padding")
-    padding.pad_input, padding.unpad_input = flash_utils._pad_input, flash_utils._unpad_input
-    monkeypatch.setitem(sys.modules, "flash_attn", found)
-    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
-    monkeypatch.setattr(flash_utils, "is_flash_attn_2_available", lambda: True)
-    monkeypatch.setattr(flash_utils, "_loaded_implementation", None)  # and again afterwards: it must be looked up anew
-    yield found
-    flash_utils._loaded_implementation = None
+    with installed(monkeypatch) as found:
+        yield found
 
 
 def rows_of(lengths: Any) -> Any:
@@ -151,7 +90,7 @@ def test_flash_attention_gives_what_sdpa_gives(kernels: Any, name: str, method: 
 
 
 @pytest.mark.parametrize("lengths", [(80,), (80, 61, 25)], ids=["one", "padded"])
-def test_the_view_never_calls_the_kernel_and_the_users_model_still_does(kernels: Any, lengths: Any) -> None:
+def test_on_a_cpu_the_view_does_not_call_the_kernel_and_the_users_model_still_does(kernels: Any, lengths: Any) -> None:
     ids, mask, lookahead = batch_of(lengths)
     model = model_of("llama", "flash_attention_2")
     view = attention_view(model)
@@ -229,7 +168,9 @@ def test_flex_attention_gives_what_sdpa_gives(monkeypatch: pytest.MonkeyPatch, m
     expected = generated(model_of("llama"), family("qwen3", "sdpa"), method, rows)
     found = generated(model_of("llama", "flex_attention"), family("qwen3", "flex_attention"), method, rows)
     assert found[0] == expected[0]
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    # in 8 bits a rounding error of the prefill can be a whole step
+    atol = 1e-2 if method == "int8" else 1e-4
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=atol)
 
 
 def test_load_model_passes_the_implementation_on(tmp_path: Path) -> None:

@@ -125,13 +125,13 @@ def test_a_masks_kind_does_not_matter() -> None:
 
 def test_the_kernel_is_for_half_precision_on_cuda_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    for installed in (False, True):
+    for version in (None, 2, 4):
         fake = ModuleType("flash_attn")
-        if installed:
+        if version == 2:  # 4 has only flash_attn.cute
             fake.flash_attn_varlen_func = fake_kernel  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "flash_attn", fake if installed else None)
+        monkeypatch.setitem(sys.modules, "flash_attn", fake if version else None)
         ragged._flash_attn.cache_clear()
-        assert ragged.varlen_kernel(on_cuda, None) is (fake_kernel if installed else None)
+        assert ragged.varlen_kernel(on_cuda, None) is (fake_kernel if version == 2 else None)
         assert ragged.varlen_kernel(on_cuda, torch.ones(1)) is None
         assert ragged.varlen_kernel(SimpleNamespace(is_cuda=True, dtype=torch.float32), None) is None
         assert ragged.varlen_kernel(torch.ones(1, dtype=torch.bfloat16), None) is None
