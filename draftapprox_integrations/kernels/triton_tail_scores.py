@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .triton_common import LOG2_E, block_size, dot_type, padded
 
-MEMBERS = 64  # most members per step
 PROGRAMS = 1024  # wanted: several for each multiprocessor of a large GPU
 
 
@@ -29,8 +28,9 @@ def reduce_tail(
     if not columns:
         return out
     members = group * rows
-    head_pad, member_block = padded(head_dim), min(MEMBERS, padded(members))
+    head_pad = padded(head_dim)
     block = block_size(query, head_pad, head_pad)
+    member_block = min(64, block, padded(members))
     member_blocks = triton.cdiv(members, member_block)
     # A few queries times a long prompt: without splits of the keys, most of a GPU would be idle.
     splits = min(32, triton.cdiv(PROGRAMS, batch * kv_heads * member_blocks), triton.cdiv(tokens, block))
