@@ -67,7 +67,7 @@ def test_kernels_equal_the_definition(
 
 
 @pytest.mark.usefixtures("kernels")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_kernels_equal_the_definition_for_any_padding(data: st.DataObject) -> None:
     batch, kv_heads, group = data.draw(st.tuples(*[st.integers(1, 3)] * 3))

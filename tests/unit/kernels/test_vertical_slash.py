@@ -14,7 +14,7 @@ from draftapprox_integrations.speckv.prefill import prefill
 from tests.conftest import tiny_llama
 from tests.unit.kernels.conftest import DEVICE
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 
 def columns_of(kv_heads: Any, tokens: Any, count: Any) -> Any:
