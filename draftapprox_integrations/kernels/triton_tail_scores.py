@@ -37,6 +37,7 @@ def reduce_tail(
     split_size = triton.cdiv(triton.cdiv(tokens, splits), block) * block
     lses = query.new_empty(batch * kv_heads, members, splits, dtype=torch.float32)
     tail = query[:, :, new - rows :]
+    first_keys, weights = first_keys.contiguous(), query_weights.to(torch.float32)
     shared = {
         "scaling": scaling * LOG2_E,
         "kv_heads": kv_heads,
@@ -60,10 +61,10 @@ def reduce_tail(
         key,
         first_keys,
         lses,
-        query_weights.to(torch.float32),
+        weights,
         out,
         *strides,
-        *query_weights.stride(),
+        *weights.stride(),
         columns=columns,
         splits_pad=padded(splits),
         maximum=reduction == "max",
