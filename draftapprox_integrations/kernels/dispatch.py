@@ -46,7 +46,8 @@ def dispatch(
     """Call `kernel` with the arguments where it can run, else `torch_form`.
 
     A kernel that raises is not tried again for this dtype and head_dim: some drivers and chips cannot compile it. Out
-    of memory is no such failure, and is raised.
+    of memory is no such failure, and is raised; so is whatever happens while a CUDA graph is captured, which is broken
+    then. Call a function once before it is captured: that compiles its kernel.
 
     Args:
         like: The tensor that decides: its device, dtype and last dimension.
@@ -63,6 +64,8 @@ def dispatch(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if like.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise
             _failed.add(key)
             logger.warning("Triton kernel %s failed, PyTorch is used from now on: %r", name, error)
     return torch_form(*args, **kwargs)

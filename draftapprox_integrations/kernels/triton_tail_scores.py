@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .triton_common import LOG2_E, block_size, dot_type, padded
 
-MEMBERS = 64  # most members per step
 PROGRAMS = 1024  # wanted: several for each multiprocessor of a large GPU
 
 
@@ -29,14 +28,16 @@ def reduce_tail(
     if not columns:
         return out
     members = group * rows
-    head_pad, member_block = padded(head_dim), min(MEMBERS, padded(members))
+    head_pad = padded(head_dim)
     block = block_size(query, head_pad, head_pad)
+    member_block = min(64, block, padded(members))
     member_blocks = triton.cdiv(members, member_block)
     # A few queries times a long prompt: without splits of the keys, most of a GPU would be idle.
     splits = min(32, triton.cdiv(PROGRAMS, batch * kv_heads * member_blocks), triton.cdiv(tokens, block))
     split_size = triton.cdiv(triton.cdiv(tokens, splits), block) * block
     lses = query.new_empty(batch * kv_heads, members, splits, dtype=torch.float32)
     tail = query[:, :, new - rows :]
+    first_keys, weights = first_keys.contiguous(), query_weights.to(torch.float32)
     shared = {
         "scaling": scaling * LOG2_E,
         "kv_heads": kv_heads,
@@ -60,10 +61,10 @@ def reduce_tail(
         key,
         first_keys,
         lses,
-        query_weights.to(torch.float32),
+        weights,
         out,
         *strides,
-        *query_weights.stride(),
+        *weights.stride(),
         columns=columns,
         splits_pad=padded(splits),
         maximum=reduction == "max",

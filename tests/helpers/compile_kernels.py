@@ -7,13 +7,12 @@ assembler. What it cannot show is a kernel's result, which the interpreter shows
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from draftapprox_integrations.config import KVQuantization
-from draftapprox_integrations.kernels import triton_decode, triton_tail_scores
+from draftapprox_integrations.kernels import triton_decode, triton_tail_scores, triton_vertical_slash
 from draftapprox_integrations.kernels.pairs import PackedPairs, pairs_of
 from draftapprox_integrations.speckv.cache.quantized import TorchCodec
 
@@ -70,33 +69,35 @@ def divisible(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0)
 
 
-def launches() -> Iterator[str]:
-    """Launch every kernel with every dtype and shape; yields what was launched."""
-    for dtype in DTYPES:
-        for heads, kv_heads, head_dim, value_dim in SHAPES:
-            query = torch.empty(2, heads, head_dim, dtype=dtype)
-            keys, values = (torch.zeros(2, kv_heads, 500, d, dtype=dtype) for d in (head_dim, value_dim))
-            lengths = torch.full((2, kv_heads), 500)
-            parts: list[Any] = [pairs_of(keys, values, lengths)]
-            for bits in (8, 4):
-                packed = TorchCodec(KVQuantization(bits=bits)).pack(keys, values)
-                parts.append(PackedPairs(*packed, lengths))
-            triton_decode.attend(query, parts, 0.1)
-            yield f"decode {dtype} {heads} {kv_heads} {head_dim} {value_dim}"
-            tail = torch.zeros(2, heads, 40, head_dim, dtype=dtype)
-            for reduction in ("max", "sum"):
-                first_keys = torch.zeros(2, dtype=torch.long)
-                triton_tail_scores.reduce_tail(tail, keys, first_keys, torch.ones(2, 40), 460, 0.1, reduction)
-            yield f"tail scores {dtype} {heads} {kv_heads} {head_dim}"
+def launches(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, value_dim: int) -> None:
+    """Launch every kernel."""
+    query = torch.empty(2, heads, head_dim, dtype=dtype)
+    keys, values = (torch.zeros(2, kv_heads, 500, d, dtype=dtype) for d in (head_dim, value_dim))
+    lengths = torch.full((2, kv_heads), 500)
+    parts: list[Any] = [pairs_of(keys, values, lengths)]
+    for bits in (8, 4):
+        parts.append(PackedPairs(*TorchCodec(KVQuantization(bits=bits)).pack(keys, values), lengths))
+    triton_decode.attend(query, parts, 0.1)
+    queries, first_keys = torch.zeros(2, heads, 500, head_dim, dtype=dtype), torch.zeros(2, dtype=torch.long)
+    for reduction in ("max", "sum"):
+        triton_tail_scores.reduce_tail(queries, keys, first_keys, torch.ones(2, 40), 460, 0.1, reduction)
+    triton_vertical_slash.attend(queries[0], keys[0], values[0], torch.zeros(kv_heads, 90, dtype=torch.long), 64, 0.1)
+
+
+def install() -> None:
+    """Compile from now on in place of a launch. It is for good: run it in a process of its own."""
+    from triton.runtime.jit import JITFunction
+
+    JITFunction.run = compile_only
 
 
 def main() -> None:
     """Compile; raises at the first failure."""
-    from triton.runtime.jit import JITFunction
-
-    JITFunction.run = compile_only
-    for launched in launches():
-        sys.stdout.write(f"{launched}\n")
+    install()
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            sys.stdout.write(f"{dtype}, {shape}\n")
+            launches(dtype, *shape)
 
 
 if __name__ == "__main__":

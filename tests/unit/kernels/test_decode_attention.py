@@ -107,7 +107,7 @@ def test_kernel_equals_the_definition(heads: Any, kv_heads: Any, head_dim: Any, 
 
 
 @pytest.mark.usefixtures("kernels")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_kernel_equals_the_definition_for_any_lengths(data: st.DataObject) -> None:
     batch, kv_heads, group = data.draw(st.tuples(*[st.integers(1, 3)] * 3))

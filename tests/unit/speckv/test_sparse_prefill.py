@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from draftapprox_integrations import SpecKV, SpecKVConfig, load_model
+from draftapprox_integrations.kernels import vertical_slash as kernel
+from draftapprox_integrations.kernels.vertical_slash import vertical_slash
 from draftapprox_integrations.models.attention import attention_view
-from draftapprox_integrations.speckv import sparse_prefill
 from draftapprox_integrations.speckv.prefill import prefill
-from draftapprox_integrations.speckv.sparse_prefill import SparseAttention, select_columns, vertical_slash
+from draftapprox_integrations.speckv.sparse_prefill import SparseAttention, select_columns
 from tests.conftest import tiny_llama
 from tests.unit.speckv.test_prefill import always_a_mask, batch_of, model_of, positions
 
@@ -65,7 +66,7 @@ def random_columns(heads: Any, tokens: Any, size: Any) -> Any:
 def test_equals_the_masked_dense_attention(
     monkeypatch: pytest.MonkeyPatch, tokens: int, window: int, size: int, block: int, heads: tuple[int, int], dtype: Any
 ) -> None:
-    monkeypatch.setattr(sparse_prefill, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK", block)
     query, key, value = random_qkv(*heads, tokens, dtype)
     torch.manual_seed(size)
     columns = random_columns(heads[1], tokens, size)
@@ -77,7 +78,7 @@ def test_equals_the_masked_dense_attention(
 
 
 def test_blocks_as_they_are_in_use() -> None:
-    tokens, window = 2 * sparse_prefill.BLOCK + 101, 90
+    tokens, window = 2 * kernel.BLOCK + 101, 90
     query, key, value = random_qkv(4, 2, tokens)
     torch.manual_seed(0)
     columns = random_columns(2, tokens, 64)
@@ -99,7 +100,7 @@ def test_best_columns_in_order_and_padding_last() -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_layers_attention_with_padding_and_tail(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
-    monkeypatch.setattr(sparse_prefill, "BLOCK", 8)
+    monkeypatch.setattr(kernel, "BLOCK", 8)
     prompt, total, body, window, size = 50, 55, 45, 7, 20
     lengths = [50, 41, 26, 3] if padded else [50, 50]  # 26 is short; 3 has padding even in the tail
     query, key, value = random_qkv(6, 2, total, batch=(len(lengths),))
@@ -162,7 +163,7 @@ AttentionMaskInterface.register("test_sdpa_sparse", always_a_mask)
 def test_scores_equal_a_model_whose_attention_is_masked(
     monkeypatch: pytest.MonkeyPatch, name: str, lengths: Any
 ) -> None:
-    monkeypatch.setattr(sparse_prefill, "BLOCK", 16)
+    monkeypatch.setattr(kernel, "BLOCK", 16)
     ids, mask, lookahead = batch_of(lengths)
     _, evictor = prefill(attention_view(model_of(name)), ids, mask, lookahead, SPARSE)
     assert sorted(evictor.scores) == ([1, 3] if name == "gemma3_text" else [0, 1, 2, 3])
