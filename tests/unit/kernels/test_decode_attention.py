@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from draftapprox_integrations.config import KVQuantization
 from draftapprox_integrations.kernels.decode_attention import decode_attention, torch_form
 from draftapprox_integrations.kernels.pairs import PackedPairs, Pairs, pairs_of
-from draftapprox_integrations.speckv.cache.quantized import TorchCodec
+from draftapprox_integrations.speckv.cache.codec import TorchCodec
 from tests.unit.kernels.conftest import DEVICE
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
