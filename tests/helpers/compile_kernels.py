@@ -14,7 +14,7 @@ import torch
 from draftapprox_integrations.config import KVQuantization
 from draftapprox_integrations.kernels import triton_decode, triton_tail_scores, triton_vertical_slash
 from draftapprox_integrations.kernels.pairs import PackedPairs, pairs_of
-from draftapprox_integrations.speckv.cache.quantized import TorchCodec
+from draftapprox_integrations.speckv.cache.codec import TorchCodec
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (heads, KV heads, head_dim, value_dim)
