@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from .cache import SlotCache
 
 logger = logging.getLogger(__name__)
 
+# Models whose steps could not be recorded: said once, and not tried again.
+_unrecorded: WeakSet[PreTrainedModel] = WeakSet()
+
 # record(work, warm_up) -> Recorded
 Record: TypeAlias = "Callable[[Callable[[], None], Callable[[], object]], Recorded]"
 
@@ -25,13 +29,13 @@ class Step:
 
         logits = step(ids, positions)      # [rows, 1], [rows, 1] -> [rows, vocabulary]
 
-    On CUDA a step is recorded once per number of rows and size of the buffers, and replayed: the launch of a graph in
-    place of a thousand kernels. Where that fails, a warning says why, and steps run eagerly.
+    On CUDA a step is recorded once per number of rows (powers of two) and size of the buffers, and replayed: the launch
+    of a graph in place of a thousand kernels. Where that fails, a warning says why, and steps run eagerly.
 
     Args:
         view: From `attention_view`.
         cache: Its first slots are the rows.
-        observer: Sees the queries and keys of the rows as well; its tensors must stay where they are if `static`.
+        observer: Sees the queries and keys of the rows as well; its tensors must stay where they are.
         preserved: The observer's tensors that a step changes.
         record: Records steps; None: CUDA graphs on CUDA, nothing elsewhere.
     """
@@ -47,7 +51,9 @@ class Step:
         self._view, self.cache, self.device = view, cache, input_device(view)
         self._observer: Observer = cache if observer is None else _Both(cache, observer)
         self._preserved = preserved
-        self._record = record_cuda_graph if record is None and self.device.type == "cuda" else record
+        self._record = CudaRecorder() if record is None and self.device.type == "cuda" else record
+        if view in _unrecorded:
+            self._record = None
         self._graphs: dict[int, _Graph] = {}
         self._version = -1
 
@@ -78,17 +84,20 @@ class Step:
     def _is_recorded(self, record: Record, rows: int, bucket: int) -> bool:
         """Record a step of `bucket` rows if there is none for the buffers as they are; False where that fails."""
         cache = self.cache
-        cache.prepare_static(rows)
-        if self._version != cache.version:
-            self._graphs.clear()
-            self._version = cache.version
-        if bucket not in self._graphs:
-            try:
+        try:
+            cache.prepare_static(rows)
+            if self._version != cache.version:
+                self._graphs.clear()
+                self._version = cache.version
+            if bucket not in self._graphs:
                 self._graphs[bucket] = _Graph(self, bucket, record, [*self._preserved, *cache.states()])
-            except Exception as error:  # what cannot be recorded fails in many ways
-                logger.warning("steps of %s are not recorded: %s", type(self._view).__name__, error)
-                self._record = None
-                return False
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what cannot be recorded fails in many ways
+            logger.warning("steps of %s are not recorded: %s", type(self._view).__name__, error)
+            self._record = None
+            _unrecorded.add(self._view)
+            return False
         return True
 
     def forward_static(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -158,22 +167,30 @@ class Recorded(Protocol):
         """Run it on what its tensors hold now."""
 
 
-def record_cuda_graph(work: Callable[[], None], warm_up: Callable[[], object]) -> Recorded:
-    """Record `work` as a CUDA graph, after two runs of `warm_up` on another stream, as CUDA asks for.
+class CudaRecorder:
+    """Records work as CUDA graphs that share their memory: only one of them runs at a time."""
 
-    Raises:
-        RuntimeError: `work` synchronizes, or reads values of tensors.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        warm_up()
-        warm_up()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, work: Callable[[], None], warm_up: Callable[[], object]) -> Recorded:
+        """Record `work`, after two runs of `warm_up` on another stream, as CUDA asks for: they compile kernels too.
+
+        Raises:
+            RuntimeError: `work` synchronizes, or reads values of tensors.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            warm_up()
+            warm_up()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": what other threads do on the GPU meanwhile is none of this graph's business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            work()
+        self._pool = graph.pool()
+        return graph
 
 
 class _Graph:

@@ -18,6 +18,7 @@ from .requests import Request, Sampling
 from .scheduler import Scheduler
 from .streams import AsyncStream, Stream
 from .validation import as_prompts, check_config, check_options, check_prompt_ids, check_single
+from .whole import run_whole
 
 
 class SpecKV:
@@ -112,7 +113,7 @@ class SpecKV:
             **options,
         )
         if len(requests) > 1 and not options.keys().isdisjoint(("logits_processor", "stopping_criteria")):
-            return _raised(self._open_pipeline().run(requests))  # they may expect the rows of one batch
+            return _raised(run_whole(self._open_pipeline(), requests))  # they may expect the rows of one batch
         streams = [Stream(request, self.target.tokenizer, None) for request in requests]
         self._scheduler.submit(streams)
         try:

@@ -8,73 +8,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StoppingCriteriaList
+from transformers import DynamicCache, PreTrainedModel
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..decoding.cache import has_slots
 from ..errors import EngineClosedError, InvalidInputError, UnsupportedModelError
 from ..models.attention import attention_view
 from ..models.compatibility import check_padding, position_limit
-from ..models.generation import with_generation_config
 from ..models.loading import LoadedModel, pad_left
 from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
-from ..speckv.cache.ragged import decoding_model
 from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill
 from ..specpc.compressor import SpecPC
+from .batches import PrefilledBatch, PreparedBatch, protected_mask
 from .requests import Request
-from .sampling import decoding_settings
-from .stopping import BatchStoppingCriteria, NanLogitsGuard, Slot
+from .stopping import Slot
 from .validation import check_positions
-
-
-@dataclass(frozen=True)
-class PreparedBatch:
-    """Input of `model.generate`, after prompt compression and prefill.
-
-    Attributes:
-        input_ids, attention_mask: LongTensor [batch, tokens], padded on the left; after SpecPC shorter than
-            the prompts.
-        position_ids: LongTensor [batch, tokens], or None where positions are consecutive.
-        cache: The prefilled cache after eviction, or None where every prompt fits.
-        lookahead_ids: Per row the drafted tokens, LongTensor [any]; empty where nothing is evicted.
-        timings: Seconds of "lookahead" (all draft work) and "prefill".
-        kv_bytes: Cache bytes per row when decoding starts; None without `cache`.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor | None
-    cache: DynamicCache | None
-    lookahead_ids: list[Tensor]
-    timings: dict[str, float]
-    kv_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class PrefilledBatch:
-    """Requests that are ready to decode.
-
-    Attributes:
-        input_ids, attention_mask, position_ids, lookahead_ids, timings, kv_bytes: As in `PreparedBatch`.
-        cache: The prefilled cache; without the last prompt token where pairs were evicted.
-        logits: [batch, vocabulary] after the last prompt token; None where it is yet to be fed.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor | None
-    lookahead_ids: list[Tensor]
-    timings: dict[str, float]
-    kv_bytes: int | None
-    cache: DynamicCache
-    logits: Tensor | None
 
 
 class Pipeline:
@@ -201,17 +155,20 @@ class Pipeline:
             The batch; None if all requests were cancelled.
 
         Raises:
-            InvalidInputError, BudgetError, ScoringError, EngineClosedError: As `run`.
+            InvalidInputError: a prompt exceeds the draft's window.
+            BudgetError: SpecPC cannot keep what is protected.
+            ScoringError: a model's attention is NaN.
+            EngineClosedError: `close` was called.
         """
 
         def is_cancelled() -> bool:
             return all(request.cancelled.is_set() for request in requests)
 
-        with self._open():
+        with self.running_alone():
             started = time.perf_counter()
             ids, mask = pad_left([request.prompt_ids for request in requests])
             new = max(request.max_new_tokens for request in requests)
-            batch = self.prepare(ids, mask, new, _protected_mask(requests, mask), is_cancelled)
+            batch = self.prepare(ids, mask, new, protected_mask(requests, mask), is_cancelled)
             if is_cancelled():
                 return None
             cache, logits = batch.cache, None
@@ -221,16 +178,7 @@ class Pipeline:
                     cache, logits = self._plain_prefill(batch)
                 batch.timings["prefill"] = time.perf_counter() - before
             batch.timings["total"] = time.perf_counter() - started
-            return PrefilledBatch(
-                batch.input_ids,
-                batch.attention_mask,
-                batch.position_ids,
-                batch.lookahead_ids,
-                batch.timings,
-                batch.kv_bytes,
-                cache,
-                logits,
-            )
+            return PrefilledBatch(batch, cache, logits)
 
     @torch.inference_mode()
     def _plain_prefill(self, batch: PreparedBatch) -> tuple[DynamicCache, Tensor]:
@@ -252,7 +200,7 @@ class Pipeline:
         return cache, out.logits[:, -1]
 
     @contextmanager
-    def _open(self) -> Iterator[None]:
+    def running_alone(self) -> Iterator[None]:
         """One batch at a time, so that only one prompt's uncompressed layer is alive.
 
         Raises:
@@ -262,41 +210,6 @@ class Pipeline:
             if self._closed:
                 raise EngineClosedError("the engine was closed; make a new one")
             yield
-
-    def run(self, requests: Sequence[Request]) -> list[Generation | Exception]:
-        """Run requests as one batch with transformers' own loop, in this thread.
-
-        Returns:
-            Per request its result, or the error of this request alone.
-
-        Raises:
-            InvalidInputError: a prompt exceeds the draft's window.
-            BudgetError: SpecPC cannot keep what is protected.
-            ScoringError: a model's attention is NaN.
-            EngineClosedError: `close` was called.
-        """
-        max_new_tokens = max(request.max_new_tokens for request in requests)
-        if max_new_tokens == 0:
-            return [self.empty_generation(request, "length") for request in requests]
-
-        def is_cancelled() -> bool:
-            return all(request.cancelled.is_set() for request in requests)
-
-        with self._open():
-            started = time.perf_counter()
-            ids, mask = pad_left([request.prompt_ids for request in requests])
-            batch = self.prepare(ids, mask, max_new_tokens, _protected_mask(requests, mask), is_cancelled)
-            if is_cancelled():
-                return [self.empty_generation(request, "cancelled") for request in requests]
-            prepared = time.perf_counter()
-            slots = self._decode(requests, batch)
-            ended = time.perf_counter()
-            timings = batch.timings | {"decode": ended - prepared, "total": ended - started}
-            kept = batch.attention_mask.sum(dim=1).tolist()
-            return [
-                slot.error or self.generation(slot, tokens, lookahead.tolist(), timings, batch.kv_bytes)
-                for slot, tokens, lookahead in zip(slots, kept, batch.lookahead_ids, strict=True)
-            ]
 
     def prepare(
         self,
@@ -367,40 +280,17 @@ class Pipeline:
         evicts = self._speckv is not None and short_ids.shape[1] - 1 > self._speckv.max_capacity_prompt
         return short_ids, short_mask, positions, selection.lookahead_ids if tokens and evicts else None
 
-    def _decode(self, requests: Sequence[Request], batch: PreparedBatch) -> list[Slot]:
-        """Generate with the target from a prepared batch; one slot per request."""
-        device, sampling = self.target.device, requests[0].sampling
-        config, options, eos = decoding_settings(self.target, requests, batch.input_ids.shape[1])
-        model = with_generation_config(decoding_model(self.target.model, batch.cache), config)
-        criteria = BatchStoppingCriteria(
-            requests, self.target.tokenizer, eos, options.pop("stopping_criteria", None) or ()
-        )
-        processors = [NanLogitsGuard(criteria.slots), *(options.pop("logits_processor", None) or [])]
-        if batch.position_ids is not None:
-            options["position_ids"] = batch.position_ids.to(device)
-        with self.target.lock, torch.inference_mode(), sampling.seeded(device):
-            type(model).generate(  # type: ignore[attr-defined]
-                model,
-                input_ids=batch.input_ids.to(device),
-                attention_mask=batch.attention_mask.to(device),
-                past_key_values=batch.cache,
-                stopping_criteria=StoppingCriteriaList([criteria]),
-                logits_processor=processors,
-                **options,
-            )
-        return criteria.slots
-
     # ------------------------------------------------------------------ results
 
-    def generation_of(self, slot: Slot, prepared: tuple[PrefilledBatch, int], started: float, now: float) -> Generation:
+    def generation_of(self, slot: Slot, prefilled: tuple[PreparedBatch, int], started: float, now: float) -> Generation:
         """The result of a row that was decoded in slots.
 
         Args:
             slot: The request and its tokens.
-            prepared: The batch it was prefilled in, and its row there.
+            prefilled: The batch it was prefilled in, and its row there.
             started, now: When decoding began and ended, in seconds of `time.perf_counter`.
         """
-        batch, index = prepared
+        batch, index = prefilled
         decode = now - started
         timings = batch.timings | {"decode": decode, "total": batch.timings["total"] + decode}
         kept = int(batch.attention_mask[index].sum())
@@ -450,14 +340,3 @@ def _specpc_draft(target: LoadedModel, draft: LoadedModel | None) -> LoadedModel
             "SpecPCPostprocessor or SpecPCCompressor take any pair of models."
         )
     return draft
-
-
-def _protected_mask(requests: Sequence[Request], mask: Tensor) -> Tensor | None:
-    """Bool [batch, tokens], True where a request protects a token; None where none does."""
-    if not any(request.protected for request in requests):
-        return None
-    protected = torch.zeros(mask.shape, dtype=torch.bool)
-    for row, request in enumerate(requests):
-        if request.protected is not None:
-            protected[row, mask.shape[1] - len(request.prompt_ids) :] = torch.tensor(request.protected)
-    return protected

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..decoding.cache import SlotCache, chunked_layers
 from ..decoding.step import Step
-from .pipeline import Pipeline, PrefilledBatch
+from .batches import PrefilledBatch, PreparedBatch
+from .pipeline import Pipeline
 from .requests import Request
 from .sampling import Sampler
 from .stopping import Slot
@@ -32,7 +33,7 @@ class Row:
 
     slot: Slot
     sampler: Sampler
-    prepared: tuple[PrefilledBatch, int]
+    prepared: tuple[PreparedBatch, int]
     position: int
     token: int
     started: float
@@ -84,8 +85,8 @@ class RunningBatch:
             Those that are finished already.
         """
         with self._target.lock, torch.inference_mode():
-            lengths = batch.attention_mask.sum(dim=1).tolist()
-            joined = [self._row(request, batch, index) for index, request in enumerate(requests)]
+            lengths = batch.prepared.attention_mask.sum(dim=1).tolist()
+            joined = [self._row(request, batch.prepared, index) for index, request in enumerate(requests)]
             if self._step is None:
                 chunked = chunked_layers(self._target.model)
                 self._step = Step(self._view, SlotCache(batch.cache, chunked))
@@ -99,7 +100,7 @@ class RunningBatch:
                 self._choose(joined, batch.logits)
             return self._take_finished()
 
-    def _row(self, request: Request, batch: PrefilledBatch, index: int) -> Row:
+    def _row(self, request: Request, batch: PreparedBatch, index: int) -> Row:
         kept = batch.attention_mask[index].bool()
         ids = batch.input_ids[index][kept]
         last = int(batch.attention_mask[index].sum()) - 1

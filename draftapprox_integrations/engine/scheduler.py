@@ -24,6 +24,7 @@ from .pipeline import Pipeline
 from .requests import Request
 from .running import Row, RunningBatch
 from .streams import AsyncStream, Stream
+from .whole import run_whole
 
 _GATHER_SECONDS = 0.003  # how long an idle engine waits for further requests before it forms the first batch
 _MAX_PADDING = 1.5  # largest allowed ratio of a batch's tokens, padding included, to its prompts' tokens
@@ -246,7 +247,7 @@ class Scheduler:
             self._running = [entry for entry in self._running if id(entry) not in gone]
 
     def _run_whole(self, pipeline: Pipeline, group: Sequence[_Entry]) -> None:
-        results = pipeline.run([entry.request for entry in group])
+        results = run_whole(pipeline, [entry.request for entry in group])
         self._leave(group)
         for entry, result in zip(group, results, strict=True):
             _put(entry, result)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -51,11 +52,20 @@ class Tape(TorchDispatchMode):
                     old.copy_(result)
 
 
+class _NoReads(TorchFunctionMode):
+    """Refuses what hands values to the host without passing the dispatcher."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy):
+            raise RuntimeError(f"{func} hands values to the host")
+        return func(*args, **(kwargs or {}))
+
+
 def record_tape(work: Callable[[], None], warm_up: Callable[[], object]) -> Tape:
-    """As `record_cuda_graph`. A capture does not run the work, so what it changed is put back."""
+    """As `CudaRecorder`. A capture does not run the work, so what it changed is put back."""
     warm_up()
     warm_up()
     tape = Tape()
-    with tape:
+    with _NoReads(), tape:
         work()
     return tape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...decoding.attend import attend_parts, attend_slots
-from ...decoding.cache import SpanSlots
+from ...decoding.slots import SpanSlots
 from ...decoding.spans import Span
 from ...kernels.decode_attention import decode_attention
 from ...kernels.dispatch import use_triton

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...decoding.cache import SlotStorage
+from ...decoding.slots import SlotStorage
 from ...decoding.spans import Span
 from ...kernels.decode_attention import decode_attention
 from ...kernels.pairs import Pairs
