@@ -4,8 +4,8 @@
     python -m benchmarks.serving --against ../other --repeats 3   # the same load on two checkouts, in turns
 
 Random ids as prompts, the embedded model as target and draft, in float32, made endless, so that every request writes as
-many tokens as it asked for. Short prompts fit the budget, long ones do not. "static" is `SpecKV.generate` of all
-prompts as one batch, which cannot begin before the last one is there; "plain" is `model.generate`, one request after
+many tokens as it asked for. Short prompts fit the budget, long ones do not. "static" is one `SpecKV.generate` call with
+all prompts, which cannot begin before the last one is there; "plain" is `model.generate`, one request after
 the other. Both count the tokens that were asked for, and none of the time before they begin. "first" is the time to the
 first text, "whole" the time to the end of the answer.
 
@@ -94,7 +94,7 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All numbers of this process: rates in tokens per second, the others in seconds."""
     loaded = load_model("default", dtype="float32")
-    # In the model and not as an option of each request: requests with options of their own share no batch.
+    # In the model and not as an option of each request: before continuous batching those shared no batch.
     assert loaded.model.generation_config is not None
     loaded.model.generation_config.eos_token_id = None
     loaded.model.generation_config.pad_token_id = 0
@@ -159,7 +159,7 @@ def _read(kv: SpecKV, call: Call) -> None:
 
 
 def static_rate(kv: SpecKV, calls: list[Call]) -> float:
-    """Tokens per second of one batch with all prompts, which runs as long as its longest answer."""
+    """Tokens per second of one call with all prompts, each of which writes as much as the longest answer."""
     started = time.perf_counter()
     kv.generate([call.prompt for call in calls], max_new_tokens=max(call.new for call in calls))
     return sum(call.new for call in calls) / (time.perf_counter() - started)

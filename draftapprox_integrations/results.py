@@ -200,8 +200,8 @@ class Generation:
         text: The generated text, without special tokens, cut before a stop string; "" for a model without a tokenizer.
         token_ids: The generated token ids.
         usage: Token counts.
-        timings: Seconds by step, for the whole batch: "lookahead" (all draft work), "prefill" (0 if nothing was
-            evicted, as it is then part of "decode"), "decode", "total"; "queued" if the request waited in the queue.
+        timings: Seconds: "queued" (waited for a row; missing where the queue was not used), "lookahead" (all draft
+            work) and "prefill" of the requests that were prefilled together, "decode", "total" (without "queued").
         finish_reason: "stop" (end of sequence or a stop string), "length", or "cancelled".
         lookahead_ids: The drafted lookahead in the target's vocabulary; empty if nothing was evicted.
     """

@@ -28,7 +28,7 @@ class SpecKV:
         print(kv.generate(prompt, max_new_tokens=128)[0].text)
 
     A prompt within the budget gives exactly what `model.generate` gives, and the draft does not run. Neither model is
-    changed. Safe to use from many threads and tasks: batches take turns.
+    changed. Safe to use from many threads and tasks: their requests share one running batch.
 
     Args:
         target: What `load_model` takes. Full-attention layers drop pairs; sliding-window layers are left alone.
@@ -37,7 +37,7 @@ class SpecKV:
         config: `SpecKVConfig`; `SpecKVPCConfig` for the cascade; `SpecPCConfig` to compress prompts only.
         positions: Positions of the tokens that SpecPC keeps: "renumber" counts 0, 1, 2, ...; "original" keeps those of
             the whole prompt.
-        max_batch_size: Most requests of `submit`, `stream`, `astream` and `agenerate` in one batch.
+        max_batch_size: Most rows of the running batch.
 
     Raises:
         ModelLoadError: a model cannot be loaded.
@@ -125,8 +125,7 @@ class SpecKV:
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
         """Iterate over the text of `generate(prompt, **options)` as it is generated.
 
-        Requests wait in the engine's queue, and those that may share a batch do. Closing the iterator early ends the
-        generation at its next token.
+        The request joins the engine's running batch. Closing the iterator early ends the generation at its next token.
 
         Args:
             prompt: One prompt.
@@ -141,7 +140,7 @@ class SpecKV:
         yield from stream.pieces()
 
     async def agenerate(self, prompts: Any, **options: Any) -> list[Generation]:
-        """Generate in the engine's thread: the event loop stays free, and waiting requests share batches.
+        """Generate in the engine's thread: the event loop stays free.
 
         Args:
             prompts: As for `generate`.

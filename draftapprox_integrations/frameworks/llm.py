@@ -153,8 +153,8 @@ class SpecKVBase(BaseModel):
         stop: A text, or texts, before which an answer ends. `stop_sequences` is accepted too.
         timeout: Most seconds to wait for an answer.
         generate_kwargs: Further arguments of `model.generate`, such as `repetition_penalty`.
-        max_batch_size: Most waiting requests that are decoded as one batch. In half precision the batch's size can
-            turn near-ties between tokens; 1 rules that out.
+        max_batch_size: Most requests in the running batch. In half precision the number of rows can turn near-ties
+            between tokens; 1 rules that out.
         loading: Arguments of `load_model` for models given by name: `device`, `dtype`, `device_map`, ...
         **fields: Fields of the framework's own base class.
 
@@ -181,7 +181,7 @@ class SpecKVBase(BaseModel):
     stop: list[str] | None = Field(default=None, description="Texts before which an answer ends.")
     timeout: float | None = Field(default=None, description="Most seconds to wait for an answer.")
     generate_kwargs: dict[str, Any] = Field(default_factory=dict, description="Further arguments of model.generate.")
-    max_batch_size: int = Field(default=8, frozen=True, description="Most requests decoded as one batch.")
+    max_batch_size: int = Field(default=8, frozen=True, description="Most requests in the running batch.")
     loading: dict[str, Any] = Field(default_factory=dict, frozen=True, description="Arguments of load_model.")
 
     _reference: EngineReference = PrivateAttr()

@@ -50,7 +50,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         chat = ChatSpecKV("Qwen/Qwen2.5-14B-Instruct", draft="Qwen/Qwen2.5-0.5B-Instruct")
         chat.invoke("Which KV pairs matter?")
 
-    Concurrent requests share batches, the event loop is never blocked, and cancelling a task stops its generation.
+    Concurrent requests share a batch, the event loop is never blocked, and cancelling a task stops its generation.
     Messages are rendered by the model's chat template. `bind_tools` works with every template: one without tools gets
     them in the system message. `tool_choice` and `with_structured_output` enforce the answer's JSON (extra
     `structured`). `profile` is None until the models are loaded, unless it was passed.

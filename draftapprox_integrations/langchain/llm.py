@@ -24,7 +24,7 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         llm = SpecKVLLM("Qwen/Qwen2.5-14B", draft="Qwen/Qwen2.5-0.5B", config=SpecKVConfig(max_capacity_prompt=512))
         llm.invoke("The capital of France is")
 
-    A list of prompts runs as batches. Prompts reach the model unchanged; for instruct models use `ChatSpecKV`.
+    Prompts of a list share a batch. They reach the model unchanged; for instruct models use `ChatSpecKV`.
 
     The arguments are those of `LangChainSpecKVBase`.
     """

@@ -45,7 +45,7 @@ class SpecKVLLM(SpecKVBase, StructuredLLM):
     If the model has a chat template, `complete` sends the prompt as a user message, as LlamaIndex's query engines
     expect; `complete(prompt, formatted=True)` sends it unchanged. `system_prompt`, `completion_to_prompt` and
     `messages_to_prompt` work as in `HuggingFaceLLM`: the functions take the place of the chat template. Concurrent
-    requests share batches, the event loop is never blocked, and closing a stream stops its generation. Pickling and
+    requests share a batch, the event loop is never blocked, and closing a stream stops its generation. Pickling and
     `to_dict` save names and settings, never weights.
 
     Args, beside those of `SpecKVBase`:
