@@ -24,6 +24,13 @@ _unrecorded: WeakSet[PreTrainedModel] = WeakSet()
 Record: TypeAlias = "Callable[[Callable[[], None], Callable[[], object]], Recorded]"
 
 
+class Onlooker(Observer, Protocol):
+    """An observer that is told when a pass begins: also those that warm up and record, between two steps."""
+
+    def begin_pass(self) -> None:
+        """A forward pass begins."""
+
+
 class Step:
     """Feeds one token of every row to a model.
 
@@ -35,8 +42,8 @@ class Step:
     Args:
         view: From `attention_view`.
         cache: Its first slots are the rows.
-        observer: Sees the queries and keys of the rows as well; its tensors must stay where they are.
-        preserved: The observer's tensors that a step changes.
+        onlooker: Sees the queries and keys of the rows; its tensors must stay where they are.
+        preserved: The onlooker's tensors that a step changes.
         record: Records steps; None: CUDA graphs on CUDA, nothing elsewhere.
     """
 
@@ -44,12 +51,13 @@ class Step:
         self,
         view: PreTrainedModel,
         cache: SlotCache,
-        observer: Observer | None = None,
+        onlooker: Onlooker | None = None,
         preserved: Sequence[Tensor] = (),
         record: Record | None = None,
     ):
         self._view, self.cache, self.device = view, cache, input_device(view)
-        self._observer: Observer = cache if observer is None else _Both(cache, observer)
+        self._onlooker = onlooker
+        self._observer: Observer = cache if onlooker is None else _Both(cache, onlooker)
         self._preserved = preserved
         self._record = CudaRecorder() if record is None and self.device.type == "cuda" else record
         if view in _unrecorded:
@@ -106,6 +114,8 @@ class Step:
         return self._forward(ids, positions)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        if self._onlooker is not None:
+            self._onlooker.begin_pass()
         with observing(self._observer), torch.inference_mode():
             out = self._view(
                 input_ids=ids,
@@ -125,17 +135,18 @@ class PlainStep:
         view: From `attention_view`.
         cache: The prefilled cache.
         mask: LongTensor [rows, tokens so far], 0 at padding.
-        observer: Sees queries and keys.
+        onlooker: Sees queries and keys.
     """
 
-    def __init__(self, view: PreTrainedModel, cache: Cache, mask: Tensor, observer: Observer):
-        self._view, self._cache, self._mask, self._observer = view, cache, mask, observer
+    def __init__(self, view: PreTrainedModel, cache: Cache, mask: Tensor, onlooker: Onlooker):
+        self._view, self._cache, self._mask, self._onlooker = view, cache, mask, onlooker
         self._padded = not bool(mask.all())
 
     def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
         """As `Step.__call__`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
-        with observing(self._observer), torch.inference_mode():
+        self._onlooker.begin_pass()
+        with observing(self._onlooker), torch.inference_mode():
             out = self._view(
                 input_ids=ids,
                 position_ids=positions,
@@ -150,7 +161,7 @@ class PlainStep:
 class _Both:
     """Two observers, of which the first computes the attention and the second looks on."""
 
-    def __init__(self, cache: SlotCache, other: Observer):
+    def __init__(self, cache: SlotCache, other: Onlooker):
         self._cache, self._other = cache, other
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Any:

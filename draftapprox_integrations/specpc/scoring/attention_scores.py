@@ -72,8 +72,11 @@ class _Reducer:
         """Announce a step of one drafted token per row."""
         self.end += 1
         self.reports = None
-        self._seen.clear()
         self.running.copy_(running)
+
+    def begin_pass(self) -> None:
+        """A step's forward pass begins."""
+        self._seen.clear()
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         if self.reports is None:
