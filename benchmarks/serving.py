@@ -22,9 +22,6 @@ import json
 import math
 import os
 import random
-import statistics
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -213,55 +210,18 @@ def quantile(numbers: list[float], share: float) -> float:
 
 def compare(args: argparse.Namespace) -> None:
     """Run both trees in turns, and print medians and the medians of their ratios."""
-    trees = {"this": _FILE.parent.parent, "other": args.against.resolve()}
-    options = ["--json", "--no-baselines"]
-    for name in ("requests", "gap", "budget", "max_batch_size", "longest", "seed", "new", "long"):
-        value = getattr(args, name)
-        options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
-    for repeat in range(args.repeats):
-        # Turns change ends, so that neither tree always runs second.
-        for name in list(trees)[:: 1 if repeat % 2 == 0 else -1]:
-            runs[name].append(run_tree(trees[name], options))
-            print(f"{name}: {json.dumps(runs[name][-1])}", file=sys.stderr, flush=True)
-    names = [name for name, value in runs["this"][0].items() if isinstance(value, float)]
-    median = {tree: {name: statistics.median(run[name] for run in runs[tree]) for name in names} for tree in trees}
-    ratio = {
-        name: statistics.median(a[name] / b[name] for a, b in zip(runs["this"], runs["other"], strict=True))
-        for name in names
-    }
+    from benchmarks import trees  # not at the top: the other tree may not have it
+
+    names = ("requests", "gap", "budget", "max_batch_size", "longest", "seed", "new", "long")
+    options = ["--json", "--no-baselines", *trees.options_of(args, names)]
+    found = trees.compare(_FILE, args.against, options, args.repeats)
     if args.json:
-        print(json.dumps({**median, "ratio": ratio, "repeats": args.repeats, "machine": machine()}))
+        print(found.json())
         return
     print(machine())
     print(f"{args.requests} requests, {args.max_batch_size} in a batch, {args.repeats} runs each; {_load_average()}")
     print(f"other: {args.against}\n")
-    cells = [
-        [name, f"{median['this'][name]:.2f}", f"{median['other'][name]:.2f}", f"{ratio[name]:.2f}"] for name in names
-    ]
-    print(table(["s; rate in tokens/s", "this", "other", "ratio"], cells))
-
-
-def run_tree(tree: Path, options: list[str]) -> dict[str, Any]:
-    """The numbers of this file in a process that imports the package from `tree`.
-
-    Raises:
-        RuntimeError: the process failed, or found the package elsewhere.
-    """
-    # Not "-m": that would put the working directory, and with it this tree's package, first.
-    done = subprocess.run(
-        [sys.executable, "-P", str(_FILE), *options],
-        env=os.environ | {"PYTHONPATH": str(tree)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the benchmark failed with the package of {tree}; its error is above")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if Path(found["package"]).parent != tree:
-        raise RuntimeError(f"the package was to come from {tree} and came from {found['package']}")
-    return found
+    print(found.table("s; rate in tokens/s"))
 
 
 if __name__ == "__main__":
