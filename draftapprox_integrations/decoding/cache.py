@@ -24,7 +24,7 @@ from ..errors import UnsupportedModelError
 from ..models.attention import Attend
 from .attend import attend_slots
 from .buffered import RESERVE, BufferedLayer
-from .slots import MakesSlots, SlotStorage, SpanSlots, StateSlots
+from .slots import MakeSlots, SlotStorage, SpanSlots, StateSlots
 from .spans import Span, SpanStep, StaticSpan, plan_step
 
 
@@ -46,6 +46,7 @@ class SlotCache(Cache):
     Args:
         source: A prefilled cache of the model, for the kinds of its layers.
         chunked: Indices of layers whose windows are chunks of the sequence.
+        make_slots: Makes the slots of full-attention layers, where these are not plain keys and values.
 
     Attributes:
         tokens: Per slot the tokens of its sequence that were fed, evicted ones included.
@@ -55,7 +56,8 @@ class SlotCache(Cache):
         UnsupportedModelError: a layer's states cannot be stored in slots.
     """
 
-    def __init__(self, source: Cache, chunked: frozenset[int] = frozenset()):
+    def __init__(self, source: Cache, chunked: frozenset[int] = frozenset(), make_slots: MakeSlots | None = None):
+        self._make_slots = make_slots
         self.tokens: list[int] = []
         self.version = 0
         self._spans: dict[Any, Span] = {}
@@ -65,15 +67,15 @@ class SlotCache(Cache):
         super().__init__(layers=[self._slots_of(layer, index in chunked) for index, layer in enumerate(source.layers)])
 
     def _slots_of(self, layer: Any, chunked: bool) -> Any:
-        if isinstance(layer, MakesSlots):
+        window = int(getattr(layer, "sliding_window", 0) or 0)
+        if isinstance(layer, DynamicLayer) and not window and self._make_slots is not None:
             self._spans["fed"] = self._fed
-            return layer.make_slots(self._fed)
+            return self._make_slots(self._fed)
         if isinstance(layer, DummyLayer):
             return layer
         if type(layer) is LinearAttentionLayer:
             return StateSlots(layer.number_of_states)
         if isinstance(layer, DynamicLayer) and layer.keys is not None:
-            window = int(getattr(layer, "sliding_window", 0) or 0)
             key = (window, chunked, layer.keys.device, layer.keys.dtype)
             return SpanSlots(self._spans.setdefault(key, Span(window, chunked)))
         raise UnsupportedModelError(f"layers of kind {type(layer).__name__} have no slots in a running batch")
@@ -91,7 +93,7 @@ class SlotCache(Cache):
         for span in {id(span): span for span in (*self._spans.values(), self._fed)}.values():
             span.resize(slots)
         for layer in self.layers:
-            if not isinstance(layer, DummyLayer):
+            if isinstance(layer, SlotStorage | StateSlots):
                 layer.resize(slots)
         self._changed()
 
@@ -115,11 +117,12 @@ class SlotCache(Cache):
             ]
             self._reserve(span, max(needed) + 1)
         for index, layer in enumerate(self.layers):
+            states: Any = source.layers[index]
             for row, (slot, count) in enumerate(zip(slots, tokens, strict=True)):
                 if isinstance(layer, StateSlots):
-                    layer.admit_states(slot, source.layers[index], row, self.slots)
+                    layer.admit_states(slot, states, row, self.slots)
                 if isinstance(layer, SlotStorage):
-                    layer.admit(slot, source.layers[index], row, count)
+                    layer.admit(slot, states, row, count)
             source.layers[index] = DummyLayer()
         self.load_counts()
 
@@ -136,7 +139,8 @@ class SlotCache(Cache):
         cache.tokens = list(tokens)
         for span in cache._spans.values():
             span.resize(len(tokens))
-        for index, (layer, states) in enumerate(zip(cache.layers, source.layers, strict=True)):
+        for index, layer in enumerate(cache.layers):
+            states: Any = source.layers[index]
             if isinstance(layer, SpanSlots):
                 count = states.keys.shape[2]
                 buffers = states.take_buffers() if isinstance(states, BufferedLayer) else (states.keys, states.values)
@@ -157,7 +161,7 @@ class SlotCache(Cache):
     def move(self, source: int, slot: int) -> None:
         """Copy one slot over another."""
         for layer in self.layers:
-            if not isinstance(layer, DummyLayer):
+            if isinstance(layer, SlotStorage | StateSlots):
                 layer.move(source, slot)
         self.tokens[slot] = self.tokens[source]
         for span in self._spans.values():

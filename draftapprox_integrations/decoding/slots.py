@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from .spans import Span, SpanStep
-
-
-@runtime_checkable
-class MakesSlots(Protocol):
-    """A cache layer that knows how its pairs are stored in slots; other layers get those of this module."""
-
-    def make_slots(self, fed: Span) -> SlotStorage:
-        """Return empty slots. `fed` counts the tokens of each slot after its prompt."""
 
 
 class SlotStorage(CacheLayerMixin):
@@ -30,7 +23,7 @@ class SlotStorage(CacheLayerMixin):
     """
 
     def __init__(self, span: Span):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.span = span
         self.step: SpanStep | None = None
 
@@ -129,7 +122,7 @@ class SpanSlots(SlotStorage):
         states, count = (source.keys, source.values), self.entries_for(source, tokens)
         if self.buffers is None:
             slots = len(self.span.ends)
-            self.buffers = tuple(  # type: ignore[assignment]
+            self.buffers = tuple(
                 state.new_zeros(slots, state.shape[1], self.span.capacity, state.shape[3]) for state in states
             )
         assert self.buffers is not None
@@ -195,3 +188,7 @@ def _resized(buffer: Tensor, slots: int, capacity: int) -> Tensor:
     rows, entries = min(slots, len(buffer)), min(capacity, buffer.shape[2])
     new[:rows, :, :entries] = buffer[:rows, :, :entries]
     return new
+
+
+# Makes the slots of a full-attention layer; the span counts the tokens of each slot after its prompt.
+MakeSlots: TypeAlias = Callable[[Span], SlotStorage]

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..decoding.cache import has_slots
+from ..decoding.slots import MakeSlots
 from ..errors import EngineClosedError, InvalidInputError, UnsupportedModelError
 from ..models.attention import attention_view
 from ..models.compatibility import check_padding, position_limit
@@ -23,7 +24,7 @@ from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
 from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
-from ..speckv.prefill import new_cache, prefill
+from ..speckv.prefill import new_cache, prefill, slots_maker
 from ..specpc.compressor import SpecPC
 from .batches import PrefilledBatch, PreparedBatch, protected_mask
 from .requests import Request
@@ -133,6 +134,11 @@ class Pipeline:
         # transformers computes the whole prompt anew where a model's positions change on the way
         changes = limit is not None and limit < self.target.context_window and tokens + request.max_new_tokens > limit
         return self.view is not None and not changes and request.max_new_tokens > 0
+
+    @property
+    def make_slots(self) -> MakeSlots | None:
+        """How full-attention layers lie in the running batch's cache."""
+        return None if self._speckv is None else slots_maker(self._speckv)
 
     @property
     def max_rows(self) -> int | None:

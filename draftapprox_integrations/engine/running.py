@@ -29,6 +29,7 @@ class Row:
         position: Position of the token that is fed next.
         token: That token.
         started: When decoding began, in seconds of `time.perf_counter`.
+        was_parked: Whether it has made place for another.
     """
 
     slot: Slot
@@ -37,6 +38,12 @@ class Row:
     position: int
     token: int
     started: float
+    was_parked: bool = False
+
+    @property
+    def remaining(self) -> int:
+        """Most tokens that it has yet to write."""
+        return self.slot.request.max_new_tokens - len(self.slot.token_ids)
 
     def append(self, token: int) -> None:
         """Add the token that was chosen; the row may end with it."""
@@ -60,12 +67,16 @@ class RunningBatch:
 
     Attributes:
         rows: The rows, in the order of their slots.
+        parked: A row that waits in a slot of its own while a short request has its place.
     """
 
     def __init__(self, pipeline: Pipeline):
         assert pipeline.view is not None
         self._target, self._view, self._bounded = pipeline.target, pipeline.view, pipeline.evicts
+        self._make_slots = pipeline.make_slots
         self.rows: list[Row] = []
+        self.parked: Row | None = None
+        self._parked_slot = 0
         self._step: Step | None = None
 
     @property
@@ -89,7 +100,7 @@ class RunningBatch:
             joined = [self._row(request, batch.prepared, index) for index, request in enumerate(requests)]
             if self._step is None:
                 chunked = chunked_layers(self._target.model)
-                self._step = Step(self._view, SlotCache(batch.cache, chunked))
+                self._step = Step(self._view, SlotCache(batch.cache, chunked, self._make_slots))
             cache, first = self._step.cache, len(self.rows)
             if cache.slots < first + len(joined):
                 cache.resize(1 << (first + len(joined) - 1).bit_length())
@@ -99,6 +110,35 @@ class RunningBatch:
             if batch.logits is not None:
                 self._choose(joined, batch.logits)
             return self._take_finished()
+
+    def park(self) -> None:
+        """Let the row that has most to write make place for a short request. Each row does so once."""
+        assert self._step is not None
+        assert self.parked is None
+        candidates = [row for row in self.rows if not row.was_parked]
+        row = max(candidates, key=lambda row: row.remaining)
+        with self._target.lock, torch.inference_mode():
+            cache, spare = self._step.cache, len(self.rows)
+            if cache.slots <= spare:
+                cache.resize(spare + 1)
+            cache.move(self.rows.index(row), spare)
+            self.parked, self._parked_slot, row.was_parked = row, spare, True
+            self.drop([row])
+
+    def resume(self) -> None:
+        """Let the parked row go on."""
+        assert self._step is not None
+        assert self.parked is not None
+        with self._target.lock, torch.inference_mode():
+            if self._parked_slot != len(self.rows):
+                self._step.cache.move(self._parked_slot, len(self.rows))
+        self.rows.append(self.parked)
+        self.parked = None
+
+    @property
+    def most_remaining(self) -> int:
+        """Most tokens that a row which may be parked has yet to write; 0 where none may."""
+        return max((row.remaining for row in self.rows if not row.was_parked), default=0)
 
     def _row(self, request: Request, batch: PreparedBatch, index: int) -> Row:
         kept = batch.attention_mask[index].bool()
@@ -151,6 +191,11 @@ class RunningBatch:
         self.drop(finished)
         return finished
 
+    def discard(self, requests: Sequence[Request]) -> None:
+        """Remove the rows of requests that failed while they joined."""
+        if self._step is not None:
+            self.drop([row for row in self.rows if any(row.slot.request is request for request in requests)])
+
     def drop(self, rows: Sequence[Row]) -> None:
         """Remove rows; the last ones move into their slots."""
         assert self._step is not None
@@ -159,5 +204,5 @@ class RunningBatch:
             if row is not last:
                 self._step.cache.move(len(self.rows), index)
                 self.rows[index] = last
-        if not self.rows and not self.keeps_buffers:
+        if not self.rows and self.parked is None and not self.keeps_buffers:
             self._step = None

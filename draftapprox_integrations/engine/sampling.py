@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Prepared:
 
 
 def decoding_settings(
-    target: LoadedModel, requests: list[Request], kept_tokens: int
+    target: LoadedModel, requests: Sequence[Request], kept_tokens: int
 ) -> tuple[GenerationConfig, dict[str, Any], list[int]]:
     """Settings of `model.generate` for requests of one batch.
 
@@ -100,7 +101,9 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token, LongTensor [1], from logits [1, vocabulary]."""
-        scores = self._processors(self._ids[:, : self._count], logits.float())
+        scores = self._processors(
+            cast("torch.LongTensor", self._ids[:, : self._count]), cast("torch.FloatTensor", logits.float())
+        )
         if not self._samples:
             return scores.argmax(-1)
         return torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[:, 0]
@@ -117,5 +120,5 @@ class Sampler:
 
 
 def _asked(criterion: StoppingCriteria, ids: Tensor) -> Any:
-    stopped = criterion(ids, None)  # type: ignore[arg-type]
+    stopped = criterion(ids, None)
     return stopped.any() if isinstance(stopped, Tensor) else stopped

@@ -28,6 +28,7 @@ from .whole import run_whole
 
 _GATHER_SECONDS = 0.003  # how long an idle engine waits for further requests before it forms the first batch
 _MAX_PADDING = 1.5  # largest allowed ratio of a batch's tokens, padding included, to its prompts' tokens
+_SHORT_RATIO = 4  # a request is short beside a row that has yet to write this many times its tokens
 _MAX_STALL_TOKENS = 4096  # most prompt tokens, padding included, that several requests may put between two steps
 
 
@@ -150,15 +151,20 @@ class Scheduler:
                 raise
 
     def _serve_all(self, pipeline: Pipeline) -> None:
-        while (group := self._next_group(pipeline)) is not None:
-            if group and pipeline.decodes_in_slots(group[0].request):
-                self._guarded(group, lambda: self._admit(pipeline, group))
-            elif group:
-                self._guarded(group, lambda: self._run_whole(pipeline, group))
+        rows = min(self._max_batch_size, pipeline.max_rows or self._max_batch_size)
+        while True:
+            if self._batch is not None and self._batch.parked is not None and len(self._batch.rows) < rows:
+                self._batch.resume()
+            group = self._next_group(pipeline, rows)
+            if group is None:
+                return
+            if group:
+                in_slots = pipeline.decodes_in_slots(group[0].request)
+                self._guarded(pipeline, group, self._admit if in_slots else self._run_whole)
             if self._batch is not None and self._batch.rows:
                 self._step(pipeline, self._batch)
 
-    def _next_group(self, pipeline: Pipeline) -> list[_Entry] | None:
+    def _next_group(self, pipeline: Pipeline, rows: int) -> list[_Entry] | None:
         """Take the entries to start now from the queue.
 
         Returns:
@@ -183,22 +189,42 @@ class Scheduler:
                 return []
             first, running = waiting[0], self._running
             in_slots = pipeline.decodes_in_slots(first.request)
-            room = min(self._max_batch_size, pipeline.max_rows or self._max_batch_size) - len(running)
+            room = rows - len(running) + (self._batch is not None and self._batch.parked is not None)
             waits_for_all = first.company == "none" or not in_slots or any(e.company == "none" for e in running)
-            if room < 1 or (running and waits_for_all):
+            if running and waits_for_all:
                 return []
+            if room < 1:
+                # Calls take turns, but a short request does not wait for long ones: it goes first, whatever its turn.
+                first = next((entry for entry in waiting if self._may_go_first(entry, pipeline)), first)
+                if not self._may_go_first(first, pipeline):
+                    return []
+                assert self._batch is not None
+                self._batch.park()
+                room = 1
             group = [first]
-            if first.company == "all":
+            if first.company == "all" and room > 0:
                 limit = min(room, pipeline.max_prefill_rows or room) if in_slots else self._max_batch_size
                 self._extend(group, waiting[1:], limit, in_slots, pipeline)
             chosen = set(map(id, group))
             self._waiting = [entry for entry in waiting if id(entry) not in chosen]
-            self._turn = first.turn
+            self._turn = waiting[0].turn
             self._running = [*running, *group]
             now = time.perf_counter()
             for entry in group:
                 entry.started_at = now
             return group
+
+    def _may_go_first(self, entry: _Entry, pipeline: Pipeline) -> bool:
+        """Whether a running row should make place: the request is much shorter than what that row has yet to write."""
+        batch, request = self._batch, entry.request
+        return (
+            batch is not None
+            and batch.parked is None
+            and entry.company == "all"
+            and pipeline.decodes_in_slots(request)
+            and len(request.prompt_ids) <= _MAX_STALL_TOKENS
+            and request.max_new_tokens * _SHORT_RATIO <= batch.most_remaining
+        )
 
     def _extend(
         self, group: list[_Entry], others: Sequence[_Entry], limit: int, in_slots: bool, pipeline: Pipeline
@@ -225,12 +251,16 @@ class Scheduler:
                 group.append(entry)
                 longest, total = max(longest, tokens), total + tokens
 
-    def _guarded(self, group: Sequence[_Entry], start: Callable[[], None]) -> None:
+    def _guarded(
+        self, pipeline: Pipeline, group: Sequence[_Entry], start: Callable[[Pipeline, Sequence[_Entry]], None]
+    ) -> None:
         """Start a group; after a failure each of several entries again by itself."""
         try:
-            start()
+            start(pipeline, group)
         except Exception as error:
             self._leave(group)
+            if self._batch is not None:
+                self._batch.discard([entry.request for entry in group])
             for entry in group:
                 # Text that was streamed cannot be taken back, so a stream that has started gets the error.
                 if len(group) == 1 or entry.stream.started:
@@ -269,8 +299,9 @@ class Scheduler:
             finished = batch.step()
         except Exception as error:
             by_request = {id(entry.request): entry for entry in self._running}
-            entries = {row: by_request[id(row.slot.request)] for row in batch.rows}
-            retried = [] if len(entries) == 1 else [row for row, entry in entries.items() if not entry.stream.started]
+            rows = [*batch.rows, *([batch.parked] if batch.parked is not None else [])]
+            entries = {row: by_request[id(row.slot.request)] for row in rows}
+            retried = [] if len(entries) == 1 else [row for row in batch.rows if not entries[row].stream.started]
             if not retried or not batch.can_repeat_step:
                 self._leave(list(entries.values()))
                 for entry in entries.values():

@@ -15,15 +15,19 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from ..config import KVQuantization, SpecKVConfig
+from ..decoding.slots import MakeSlots
 from ..errors import ScoringError, UnsupportedModelError
 from ..kernels.dispatch import use_triton
 from ..kernels.tail_scores import LeftPadding, Reduction, masked_tail_scores, tail_scores
 from ..models.attention import Attend, StopForward, observing
 from ..models.compatibility import ObservedLayers, attention_layers, check_padding, position_limit
 from ..models.loading import input_device
+from .cache.codec import make_codec
 from .cache.evicted import EvictedLayer
 from .cache.quantized import QuantizedLayer
+from .cache.quantized_slots import QuantizedSlots
 from .cache.ragged import RaggedLayer
+from .cache.ragged_slots import RaggedSlots
 from .scores import pool_kv_scores, select_adaptive, select_uniform
 from .sparse_prefill import SparseAttention, select_columns
 
@@ -198,6 +202,14 @@ class Evictor:
         starts = [self._prompt_length - length for length in lengths]
         columns = select_columns(pooled, count)
         return SparseAttention(columns, starts, lengths, pooled.shape[-1], window, count, mask, scaling)
+
+
+def slots_maker(config: SpecKVConfig) -> MakeSlots | None:
+    """How full-attention layers lie in the slots of a running batch; None for plain keys and values."""
+    if (settings := config.resolved_quantization()) is not None:
+        codec = make_codec(settings)
+        return lambda fed: QuantizedSlots(fed, codec)
+    return RaggedSlots if config.head_budgets == "adaptive" else None
 
 
 def new_cache(model: PreTrainedModel, quantization: KVQuantization | None = None) -> DynamicCache:

@@ -13,11 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ...config import KVQuantization
-from ...decoding.spans import Span
 from ...errors import UnsupportedModelError
 from .codec import Packed, make_codec
 from .evicted import EvictedLayer, KeptPromptLayer
-from .quantized_slots import QuantizedSlots
 
 
 class QuantizedLayer(KeptPromptLayer, EvictedLayer):
@@ -42,10 +40,6 @@ class QuantizedLayer(KeptPromptLayer, EvictedLayer):
         self._packed, self._kept_count = self._codec.pack(self.keys, self.values), indices.shape[-1]
         self.keys = self.keys.new_empty(*self.keys.shape[:2], 0, self.keys.shape[-1])
         self.values = self.values.new_empty(*self.values.shape[:2], 0, self.values.shape[-1])
-
-    def make_slots(self, fed: Span) -> QuantizedSlots:
-        """Return empty slots for layers of this kind; see `MakesSlots`."""
-        return QuantizedSlots(fed, self._codec, self.is_attended)
 
     def packed_row(self, row: int) -> tuple[Any, Any] | None:
         """Quantized keys and values of one row; None where nothing was evicted.

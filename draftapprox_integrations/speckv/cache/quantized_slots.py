@@ -23,12 +23,12 @@ class QuantizedSlots(SpanSlots):
     Args:
         fed: The entries of the buffers: tokens after the prompt, or all of a prompt that lost nothing.
         codec: Unpacks what the prefilled layers hold.
-        is_attended: False where the model derives the keys that it attends to from what it caches.
     """
 
-    def __init__(self, fed: Span, codec: Codec, is_attended: bool):
+    def __init__(self, fed: Span, codec: Codec):
         super().__init__(fed)
-        self._codec, self._is_attended = codec, is_attended
+        self._codec = codec
+        self._is_attended = True  # False where the model derives the keys that it attends to from what it caches
         self._packed: list[tuple[Any, Any] | None] = [None] * len(fed.ends)  # per slot, where a library packed them
         self._stacked: tuple[Packed, Packed] | None = None  # all slots, where `TorchCodec` did
         self._kept = [0] * len(fed.ends)  # per slot, how many of its packed pairs count: all or none
@@ -46,7 +46,7 @@ class QuantizedSlots(SpanSlots):
         packed = source.packed_row(row) if hasattr(source, "packed_row") else None
         self._kept[slot] = 0
         if packed is not None:
-            self._width = source.kept_count
+            self._width, self._is_attended = source.kept_count, source.is_attended
             self._kept[slot] = min(tokens, self._width)
             if isinstance(packed[0], Packed):
                 if self._stacked is None:
@@ -114,7 +114,7 @@ class QuantizedSlots(SpanSlots):
             assert self._counts is not None
             keys_packed, values_packed = (stack.rows(rows) for stack in self._stacked)
             packed = PackedPairs(keys_packed, values_packed, self._counts[:rows])
-            later = pairs_of(*(buffer[:rows] for buffer in self.buffers), self.step.lengths, self.step.lowers)
+            later = pairs_of(self.buffers[0][:rows], self.buffers[1][:rows], self.step.lengths, self.step.lowers)
             return decode_attention(query[:, :, 0], [packed, later], scaling)[:, None]
         assert self._bias is not None
         kept = self._unpacked(rows)
@@ -136,6 +136,7 @@ def _repeated(row: Packed, slots: int, old: Packed | None = None) -> Packed:
         row,
         **{name: getattr(row, name).repeat(slots, *[1] * (getattr(row, name).dim() - 1)) for name in Packed.TENSORS},
     )
-    for index in range(0 if old is None else min(slots, len(old.codes))):
-        stack.set_row(index, old.row(index))
+    if old is not None:
+        for index in range(min(slots, len(old.codes))):
+            stack.set_row(index, old.row(index))
     return stack

@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ...decoding.spans import Span
 from ...models.attention import attention_view
 from .evicted import KeptPromptLayer
-from .ragged_slots import RaggedSlots
 
 
 class RaggedLayer(KeptPromptLayer):
@@ -48,10 +46,6 @@ class RaggedLayer(KeptPromptLayer):
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys: Tensor = keys.new_empty(*keys.shape[:2], 0, keys.shape[-1])
         self.values: Tensor = values.new_empty(*values.shape[:2], 0, values.shape[-1])
-
-    def make_slots(self, fed: Span) -> RaggedSlots:
-        """Return empty slots for layers of this kind; see `MakesSlots`."""
-        return RaggedSlots(fed)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append new tokens and return the layer itself in place of keys and of values."""

@@ -12,7 +12,7 @@ from draftapprox_integrations.decoding.cache import SlotCache, chunked_layers
 from draftapprox_integrations.decoding.step import Recorded, Step
 from draftapprox_integrations.models.attention import attention_view
 from draftapprox_integrations.speckv.cache.ragged import decoding_model
-from draftapprox_integrations.speckv.prefill import prefill
+from draftapprox_integrations.speckv.prefill import prefill, slots_maker
 from tests.helpers.tape import record_tape
 from tests.unit.speckv.test_prefill import batch_of, model_of
 
@@ -78,7 +78,7 @@ def together(
     ids, mask, lookahead = batch_of(LENGTHS)
     view, tokens = attention_view(model), fed_tokens(ids)
     first, _ = prefill(view, ids[:1], mask[:1], lookahead[:1], config)
-    cache = SlotCache(first, chunked_layers(model))
+    cache = SlotCache(first, chunked_layers(model), slots_maker(config))
     cache.resize(1)
     cache.admit([0], first, [39])
     step = Step(view, cache, record=recorder and recorder(cache))

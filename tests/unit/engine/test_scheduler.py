@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_requests_of_all_kinds_share_the_steps(pair: tuple[LoadedModel, LoadedMo
 
 def test_a_row_that_ends_is_replaced_at_once(pair: tuple[LoadedModel, LoadedModel]) -> None:
     engine = SpecKV(*pair, TIGHT, max_batch_size=2)
-    texts, lengths = prompts(6), [30, 3, 5, 4, 6, 8]
+    texts, lengths = prompts(4), [90, 23, 25, 24]  # none is short beside another
     alone = [engine.generate(text, max_new_tokens=n)[0].token_ids for text, n in zip(texts, lengths, strict=True)]
     widths: list[tuple[int, int]] = []
     handle = attention_view(pair[0].model).register_forward_pre_hook(
@@ -130,10 +131,48 @@ def test_a_row_that_ends_is_replaced_at_once(pair: tuple[LoadedModel, LoadedMode
             None if isinstance(item, int) else ended.append(index), put(item))[1]  # fmt: skip
     assert [stream.result().token_ids for stream in streams] == alone
     handle.remove()
-    assert ended == [1, 2, 3, 4, 5, 0]  # the five short ones one after the other beside the long one
+    assert ended == [1, 2, 3, 0]  # the others one after the other beside the longest
     steps = [rows for rows, tokens in widths if tokens == 1]
-    assert len(steps) == 30
-    assert steps.count(2) == 3 + 5 + 4 + 6 + 8
+    assert len(steps) == 90
+    assert steps.count(2) == 23 + 25 + 24
+
+
+def test_a_short_request_does_not_wait_for_long_ones(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    engine = SpecKV(*pair, TIGHT, max_batch_size=2)
+    texts = prompts(2)
+    alone = [engine.generate(text, max_new_tokens=60)[0].token_ids for text in texts]
+    short = engine.generate("Bread is baked.", max_new_tokens=6)[0].token_ids
+    longs = [engine.submit(text, max_new_tokens=60)[0] for text in texts]
+    pieces = [long.pieces() for long in longs]
+    for piece in pieces:
+        next(piece)  # both rows are taken
+    view = attention_view(pair[0].model)
+    rows, handle = rows_of(view)
+    results = [engine.submit("Bread is baked.", max_new_tokens=6)[0].result() for _ in range(3)]
+    # The first two come between, one for each long answer; each of these makes place once, so the third waits.
+    assert [result.token_ids for result in results] == [short] * 3
+    assert len(rows) > 30
+    assert max(rows) == 2
+    for piece in pieces:
+        list(piece)
+    assert [long.generation.token_ids for long in longs if long.generation is not None] == alone
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"head_budgets": "adaptive"}, {"kv_quantization": "int8"}], ids=["uniform", "adaptive", "int8"]
+)
+def test_prompts_that_fit_and_prompts_that_do_not_share_steps(
+    pair: tuple[LoadedModel, LoadedModel], settings: dict[str, Any]
+) -> None:
+    engine = SpecKV(*pair, replace(TIGHT, **settings))
+    texts = ["short", LONG, "also short", LONG[60:]]
+    alone = [engine.generate(text, max_new_tokens=30)[0].token_ids for text in texts]
+    rows, handle = rows_of(attention_view(pair[0].model))
+    streams = [engine.submit(text, max_new_tokens=30)[0] for text in texts]
+    assert [stream.result().token_ids for stream in streams] == alone
+    handle.remove()
+    assert max(rows) == 4
 
 
 def test_company_does_not_change_an_answer(pair: tuple[LoadedModel, LoadedModel]) -> None:
