@@ -40,6 +40,10 @@ def chunked_layers(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(index for index, kind in enumerate(kinds) if kind == "chunked_attention")
 
 
+class NoSlotsError(UnsupportedModelError):
+    """The states of a model's layers cannot be stored in slots."""
+
+
 class SlotCache(Cache):
     """Cache of a running batch, and the observer that computes its attention.
 
@@ -53,7 +57,7 @@ class SlotCache(Cache):
         version: Changes when a buffer was replaced, so that what was recorded over it is void.
 
     Raises:
-        UnsupportedModelError: a layer's states cannot be stored in slots.
+        NoSlotsError: a layer's states cannot be stored in slots.
     """
 
     def __init__(self, source: Cache, chunked: frozenset[int] = frozenset(), make_slots: MakeSlots | None = None):
@@ -68,6 +72,8 @@ class SlotCache(Cache):
 
     def _slots_of(self, layer: Any, chunked: bool) -> Any:
         window = int(getattr(layer, "sliding_window", 0) or 0)
+        if isinstance(layer, DynamicLayer) and layer.keys is None:
+            raise NoSlotsError(f"a layer of kind {type(layer).__name__} was not filled")
         if isinstance(layer, DynamicLayer) and not window and self._make_slots is not None:
             self._spans["fed"] = self._fed
             return self._make_slots(self._fed)
@@ -75,10 +81,11 @@ class SlotCache(Cache):
             return layer
         if type(layer) is LinearAttentionLayer:
             return StateSlots(layer.number_of_states)
-        if isinstance(layer, DynamicLayer) and layer.keys is not None:
+        if isinstance(layer, DynamicLayer):
+            assert layer.keys is not None
             key = (window, chunked, layer.keys.device, layer.keys.dtype)
             return SpanSlots(self._spans.setdefault(key, Span(window, chunked)))
-        raise UnsupportedModelError(f"layers of kind {type(layer).__name__} have no slots in a running batch")
+        raise NoSlotsError(f"layers of kind {type(layer).__name__} have no slots in a running batch")
 
     # ------------------------------------------------------------------ slots
 

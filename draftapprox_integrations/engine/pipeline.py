@@ -63,7 +63,7 @@ class Pipeline:
         self.config, self.positions = config, positions
         self._lock = ForkSafeLock()  # one batch at a time, so that only one prompt's uncompressed layer is alive
         self._closed = False
-        self.view: PreTrainedModel | None = None  # decodes in slots; None where the target cannot
+        self.view: PreTrainedModel | None = None
         self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None
         self._lookahead: DraftLookahead | SelfLookahead | None = None
@@ -72,9 +72,10 @@ class Pipeline:
             self.view = attention_view(target.model)
             # An unsupported cache or a missing library raises here, not at the first prompt.
             new_cache(self.view, self._speckv.resolved_quantization())
-        elif has_slots(target.model):
+        else:
             with suppress(UnsupportedModelError):
                 self.view = attention_view(target.model)
+        self.has_slots = self.view is not None and has_slots(target.model)  # whether requests can share a running batch
         if isinstance(config, SpecPCConfig | SpecKVPCConfig):
             specpc_config = config if isinstance(config, SpecPCConfig) else config.specpc_config
             self._specpc = SpecPC(_specpc_draft(target, draft), specpc_config)
@@ -133,7 +134,7 @@ class Pipeline:
         limit = position_limit(self.target.model, tokens)
         # transformers computes the whole prompt anew where a model's positions change on the way
         changes = limit is not None and limit < self.target.context_window and tokens + request.max_new_tokens > limit
-        return self.view is not None and not changes and request.max_new_tokens > 0
+        return self.has_slots and not changes and request.max_new_tokens > 0
 
     @property
     def make_slots(self) -> MakeSlots | None:

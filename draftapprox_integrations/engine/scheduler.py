@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from weakref import WeakSet
 
+from ..decoding.cache import NoSlotsError
 from ..errors import EngineClosedError
 from ..results import Generation
 from .pipeline import Pipeline
@@ -292,7 +293,13 @@ class Scheduler:
             return
         if self._batch is None:
             self._batch = RunningBatch(pipeline)
-        self._finish(pipeline, self._batch.admit(requests, prefilled))
+        try:
+            finished = self._batch.admit(requests, prefilled)
+        except NoSlotsError:  # seen only once its layers have been filled, or not, as those that attend to images
+            pipeline.has_slots, self._batch = False, None
+            self._run_whole(pipeline, group)
+            return
+        self._finish(pipeline, finished)
 
     def _step(self, pipeline: Pipeline, batch: RunningBatch) -> None:
         try:
