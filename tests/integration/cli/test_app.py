@@ -10,14 +10,16 @@ import pytest
 from tests.conftest import DEMO
 from tests.helpers.command_line import run_here, run_process
 
+pytestmark = pytest.mark.usefixtures("embedded_model")  # loaded once, not by each command
+
 QUESTION = "On what date did the Candlemas Storm come?"
 
 
 def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = run_process(
-        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
-        "--max-tokens", 150, "--compare", "--html", page,
+    done = run_here(
+        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 3,
+        "--max-tokens", 120, "--max-new-tokens", 24, "--compare", "--html", page,
     )  # fmt: skip
     out = done.out
     assert done.code == 0, done.err
@@ -26,7 +28,7 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
     assert "characters dropped ...]" in kept
     assert answer.strip(" \u2500\u256e\u2502\n")
     assert "Ingrid Falkner" in out
-    for shown in ("Retrieved 4 of", "BM25", "Kept", "of", "tokens", "answer from the full context", "prompt tokens"):
+    for shown in ("Retrieved 3 of", "BM25", "Kept", "of", "tokens", "answer from the full context", "prompt tokens"):
         assert shown in out
     assert "Candlemas" in page.read_text()
     assert "museum" in (tmp_path / "page-2.html").read_text()
