@@ -54,7 +54,7 @@ class TestIntegration(ChatModelIntegrationTests):
         # without the penalty this small model repeats itself until a JSON string is cut off
         return {
             "model": "default",
-            "max_tokens": 80,
+            "max_tokens": 40,
             "generate_kwargs": {"repetition_penalty": 1.15},
             "loading": {"dtype": "float32"},
         }
