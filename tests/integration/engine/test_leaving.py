@@ -66,15 +66,19 @@ def test_an_exception_while_a_stream_is_open(model: str) -> None:
 
 
 def test_an_async_call_that_timed_out(model: str) -> None:
-    script = model + LANGCHAIN + (
-        "import asyncio\n"
-        "chat.load()\n"
-        "async def main():\n"
-        "    try:\n"
-        '        await asyncio.wait_for(chat.ainvoke("Tell me a long story."), 1)\n'
-        "    except TimeoutError:\n"
-        '        print("timed out")\n'
-        "asyncio.run(main())\n"
+    script = (
+        model
+        + LANGCHAIN
+        + (
+            "import asyncio\n"
+            "chat.load()\n"
+            "async def main():\n"
+            "    try:\n"
+            '        await asyncio.wait_for(chat.ainvoke("Tell me a long story."), 1)\n'
+            "    except TimeoutError:\n"
+            '        print("timed out")\n'
+            "asyncio.run(main())\n"
+        )
     )
     done = run(script)
     assert (done.returncode, done.stdout) == (0, "timed out\n"), done.stderr
@@ -100,9 +104,7 @@ def test_a_forked_child_leaves_and_the_parent_goes_on(model: str) -> None:
 
 
 @pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -15)])
-def test_a_signal_while_an_answer_is_written(
-    model: str, signal_number: signal.Signals, exit_code: int
-) -> None:
+def test_a_signal_while_an_answer_is_written(model: str, signal_number: signal.Signals, exit_code: int) -> None:
     script = HEED_CTRL_C + model + LANGCHAIN + START + "for piece in pieces: pass\n"
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

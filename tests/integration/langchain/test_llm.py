@@ -450,8 +450,9 @@ def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_mode
     cut = 0
     for most in range(2, 9):
         shape, expected = shapes[most % 2], whole[most % 2]
+        short = ChatSpecKV("default", max_tokens=most, loading=FLOAT32).with_structured_output(shape)
         try:
-            found = ChatSpecKV("default", max_tokens=most, loading=FLOAT32).with_structured_output(shape).invoke(question)
+            found = short.invoke(question)
         except OutputParserException:
             cut += 1
         else:
