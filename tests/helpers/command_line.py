@@ -1,6 +1,5 @@
 """Run the command line: as users do, in a process of its own, or in this one, which spares importing torch again."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,13 +27,12 @@ class Finished:
         return " ".join(self.err.split())
 
 
-def run_process(*arguments: Any, stdin: bytes = b"", **environment: Any) -> Finished:
+def run_process(*arguments: Any, stdin: bytes = b"") -> Finished:
     done = subprocess.run(
         [DRAFTAPPROX, *map(str, arguments)],
         input=stdin,
         capture_output=True,
         timeout=300,
-        env=os.environ | environment,
     )
     return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -69,17 +69,25 @@ def divisible(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0)
 
 
-def launches(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, value_dim: int) -> None:
-    """Launch every kernel."""
+def launches(
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    value_dim: int,
+    bits: tuple[int, ...] = (8, 4),
+    reductions: tuple[str, ...] = ("max", "sum"),
+) -> None:
+    """Launch every kernel, with each of these settings."""
     query = torch.empty(2, heads, head_dim, dtype=dtype)
     keys, values = (torch.zeros(2, kv_heads, 500, d, dtype=dtype) for d in (head_dim, value_dim))
     lengths = torch.full((2, kv_heads), 500)
     parts: list[Any] = [pairs_of(keys, values, lengths)]
-    for bits in (8, 4):
-        parts.append(PackedPairs(*TorchCodec(KVQuantization(bits=bits)).pack(keys, values), lengths))
+    for each in bits:
+        parts.append(PackedPairs(*TorchCodec(KVQuantization(bits=each)).pack(keys, values), lengths))
     triton_decode.attend(query, parts, 0.1)
     queries, first_keys = torch.zeros(2, heads, 500, head_dim, dtype=dtype), torch.zeros(2, dtype=torch.long)
-    for reduction in ("max", "sum"):
+    for reduction in reductions:
         triton_tail_scores.reduce_tail(queries, keys, first_keys, torch.ones(2, 40), 460, 0.1, reduction)
     triton_vertical_slash.attend(queries[0], keys[0], values[0], torch.zeros(kv_heads, 90, dtype=torch.long), 64, 0.1)
 

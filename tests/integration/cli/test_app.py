@@ -10,14 +10,16 @@ import pytest
 from tests.conftest import DEMO
 from tests.helpers.command_line import run_here, run_process
 
+pytestmark = pytest.mark.usefixtures("embedded_model")  # loaded once, not by each command
+
 QUESTION = "On what date did the Candlemas Storm come?"
 
 
 def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = run_process(
-        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
-        "--max-tokens", 150, "--compare", "--html", page,
+    done = run_here(
+        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 2,
+        "--max-tokens", 100, "--max-new-tokens", 16, "--compare", "--html", page,
     )  # fmt: skip
     out = done.out
     assert done.code == 0, done.err
@@ -26,7 +28,7 @@ def test_ask_answers_and_shows_what_was_kept(tmp_path: Path) -> None:
     assert "characters dropped ...]" in kept
     assert answer.strip(" \u2500\u256e\u2502\n")
     assert "Ingrid Falkner" in out
-    for shown in ("Retrieved 4 of", "BM25", "Kept", "of", "tokens", "answer from the full context", "prompt tokens"):
+    for shown in ("Retrieved 2 of", "BM25", "Kept", "of", "tokens", "answer from the full context", "prompt tokens"):
         assert shown in out
     assert "Candlemas" in page.read_text()
     assert "museum" in (tmp_path / "page-2.html").read_text()
@@ -52,15 +54,15 @@ def test_ask_with_fewer_kv_pairs() -> None:
 def test_ask_json_is_one_object_per_line_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = run_here(
-        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 4,
-        "--max-tokens", 150, "--max-new-tokens", 12, "--compare", "--json", "--html", page,
+        "ask", QUESTION, "Who founded the museum in 1952?", "--docs", DEMO / "docs", "--top-k", 2,
+        "--max-tokens", 100, "--max-new-tokens", 12, "--compare", "--json", "--html", page,
     )  # fmt: skip
     assert done.code == 0, done.err
     first, second = map(json.loads, done.out.splitlines())
     assert [first["question"], second["question"]] == [QUESTION, "Who founded the museum in 1952?"]
-    assert first["retrieved"] == 4
+    assert first["retrieved"] == 2
     assert (first["draft"], first["model"], first["method"]) == (*["SmolLM2-135M-Instruct"] * 2, "specpc")
-    assert 0 < len(first["passages"]) <= 4
+    assert 0 < len(first["passages"]) <= 2
     assert any("2 February 1938" in passage["text"] for passage in first["passages"])
     for passage in first["passages"]:
         assert passage["text"] == "\n".join(passage["original"][a:b] for a, b in passage["kept"])
@@ -94,11 +96,11 @@ def test_help_shows_the_default_of_each_option(command: str, monkeypatch: pytest
 
 
 def test_compress_stdin_to_text() -> None:
-    text = (DEMO / "docs" / "three-storms.md").read_bytes()
+    text = (DEMO / "docs" / "three-storms.md").read_bytes()[:2000]
     done = run_process("compress", "-q", QUESTION, "--max-tokens", 60, stdin=text)
     assert done.code == 0, done.err
     assert "2 February 1938" in done.out
-    assert len(done.out) < 0.2 * len(text)
+    assert len(done.out) < 0.3 * len(text)
     assert "tokens" in done.err
 
 

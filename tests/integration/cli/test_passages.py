@@ -1,23 +1,28 @@
 """The command line: calibrating a draft and reading a folder ahead."""
 
-import contextlib
+import io
 import json
 import os
 import pty
-import subprocess
+import threading
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from draftapprox_integrations.cli import terminal
+from draftapprox_integrations.cli.app import app
 from tests.conftest import DEMO, tiny_llama
-from tests.helpers.command_line import DRAFTAPPROX, run_here, run_process
+from tests.helpers.command_line import run_here
+
+pytestmark = pytest.mark.usefixtures("embedded_model")  # loaded once, not by each command
 
 
 def test_ingest_then_ask(tmp_path: Path) -> None:
     store = tmp_path / "p.db"
     pages = DEMO / "docs" / "three-storms.md"
-    done = run_process("ingest", pages, "--store", store)
+    done = run_here("ingest", pages, "--store", store)
     assert done.code == 0, done.err
     assert "tokens read in" in " ".join(done.out.split())
     assert store.exists()
@@ -43,28 +48,30 @@ def test_repeated_passages_are_said(tmp_path: Path) -> None:
     assert "1 passage, 0 tokens read" in out
 
 
-def test_a_progress_bar_on_a_terminal_and_nothing_in_a_pipe(tmp_path: Path) -> None:
+def test_a_progress_bar_on_a_terminal_and_nothing_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = DEMO / "docs" / "three-storms.md"
     assert run_here("ingest", pages, "--store", tmp_path / "piped.db").err == ""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(terminal.notes, "is_interactive", True)  # found once, as a process starts
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [DRAFTAPPROX, "ingest", pages, "--store", tmp_path / "p.db"],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+    shown = bytearray()
+
+    def watch() -> None:
+        with suppress(OSError):  # Linux says so when the other end is closed
             while piece := os.read(ours, 1 << 16):
-                shown += piece
-        assert process.stdout is not None
-        out = process.stdout.read()
+                shown.extend(piece)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out = io.StringIO()
+    with os.fdopen(theirs, "w") as screen, redirect_stderr(screen), redirect_stdout(out):
+        app(["ingest", str(pages), "--store", str(tmp_path / "p.db")], standalone_mode=False)
+    watcher.join()
     os.close(ours)
-    assert b"tokens read in" in out
-    assert b"Reading" not in out
+    assert "tokens read in" in out.getvalue()
+    assert "Reading" not in out.getvalue()
     assert b"Reading" in shown
-    passages = out.split()[0]
+    passages = out.getvalue().split()[0].encode()
     assert passages + b"/" + passages in shown
 
 

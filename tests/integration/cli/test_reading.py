@@ -14,10 +14,11 @@ import pptx
 import pytest
 from pptx.util import Inches
 
+from draftapprox_integrations.cli import terminal
 from draftapprox_integrations.cli.documents import read_folder
 from draftapprox_integrations.cli.reading import SUFFIXES, read_file
 from draftapprox_integrations.errors import InvalidInputError, MissingDependencyError
-from tests.helpers.command_line import run_here, run_process
+from tests.helpers.command_line import run_here
 
 PRICES = [("Cheese", "Price", "Aged"), ("Brown", "41", "2 months"), ("Blue", "58", "14 months")]
 TABLE = "| Cheese | Price | Aged |\n| --- | --- | --- |\n| Brown | 41 | 2 months |\n| Blue | 58 | 14 months |"
@@ -217,7 +218,7 @@ def test_an_unclosed_quote_does_not_join_all_rows(tmp_path: Path) -> None:
     assert max(len(p.text) for p in read_folder(tmp_path, 150)) < 300
 
 
-def test_skipped_files_are_named_one_line_per_reason(tmp_path: Path) -> None:
+def test_skipped_files_are_named_one_line_per_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.xyz", "b.xyz", "c.XYZ", "d.xyz", "LICENSE", "photo.jpg"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "good.txt").write_text("The bridge was opened in 1932.")
@@ -232,7 +233,8 @@ def test_skipped_files_are_named_one_line_per_reason(tmp_path: Path) -> None:
     (tmp_path / "~$good.docx").write_bytes(b"lock")
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "index.js").write_text("hidden")
-    done = run_process("ingest", tmp_path, "--store", tmp_path / "p.db", COLUMNS="60")
+    monkeypatch.setattr(terminal.notes, "_width", 60)
+    done = run_here("ingest", tmp_path, "--store", tmp_path / "p.db")
     assert done.code == 0, done.err
     lines = [line for line in done.err.splitlines() if line.strip()]
     assert sorted(lines) == sorted(

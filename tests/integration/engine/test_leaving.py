@@ -11,30 +11,41 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.manager import KernelManager
+from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import DEMO
+from tests.conftest import DEMO, tiny_llama
 
-pytestmark = pytest.mark.usefixtures("embedded_model")  # converted once, before the subprocesses read it
-
+# The model: tiny, for it is loaded by every process, and it never ends by itself.
 LANGCHAIN = """
 from draftapprox_integrations.langchain import ChatSpecKV
-chat = ChatSpecKV("default", max_tokens=300)
+chat = ChatSpecKV(MODEL, max_tokens=50_000)
 pieces = (chunk.text for chunk in chat.stream("Tell me a long story."))
 """
 LLAMA_INDEX = """
 from draftapprox_integrations.llama_index import SpecKVLLM
-pieces = (part.delta for part in SpecKVLLM("default", max_tokens=300).stream_complete("Tell me a long story."))
+pieces = (part.delta for part in SpecKVLLM(MODEL, max_tokens=50_000).stream_complete("Tell me a long story."))
 """
 ENGINE = """
 from draftapprox_integrations import SpecKV
-engine = SpecKV("default", "self")
-pieces = engine.stream("Once upon a time", max_new_tokens=300)
+engine = SpecKV(MODEL, "self")
+pieces = engine.stream("Once upon a time", max_new_tokens=50_000)
 """
-SOURCES = {"langchain": LANGCHAIN, "llama_index": LLAMA_INDEX, "engine": ENGINE}
+SOURCES = {"langchain": LANGCHAIN, "llama_index": LLAMA_INDEX}
 # A background job of a shell inherits an ignored SIGINT; the programs tested here must not.
 HEED_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 COMMAND_LINE = HEED_CTRL_C + "from draftapprox_integrations.cli.app import app; app()"
 START = 'print("writing", next(piece for piece in pieces if piece), flush=True)\n'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> str:
+    """The script's line that names the model."""
+    folder = tmp_path_factory.mktemp("model")
+    endless = tiny_llama(eos_token_id=None, max_position_embeddings=60_000)
+    endless.generation_config.eos_token_id = None
+    endless.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return f"MODEL = {str(folder)!r}\n"
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
@@ -42,36 +53,41 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("source", ["langchain", "llama_index"])
-def test_breaking_out_of_a_stream(source: str) -> None:
-    done = run(SOURCES[source] + START)
+def test_breaking_out_of_a_stream(model: str, source: str) -> None:
+    done = run(model + SOURCES[source] + START)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("writing")
 
 
-def test_an_exception_while_a_stream_is_open() -> None:
-    done = run(LANGCHAIN + START + 'raise SystemExit("the program failed")\n')
+def test_an_exception_while_a_stream_is_open(model: str) -> None:
+    done = run(model + LANGCHAIN + START + 'raise SystemExit("the program failed")\n')
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("the program failed")
 
 
-def test_an_async_call_that_timed_out() -> None:
-    script = LANGCHAIN + (
-        "import asyncio\n"
-        "chat.load()\n"
-        "async def main():\n"
-        "    try:\n"
-        '        await asyncio.wait_for(chat.ainvoke("Tell me a long story."), 1)\n'
-        "    except TimeoutError:\n"
-        '        print("timed out")\n'
-        "asyncio.run(main())\n"
+def test_an_async_call_that_timed_out(model: str) -> None:
+    script = (
+        model
+        + LANGCHAIN
+        + (
+            "import asyncio\n"
+            "chat.load()\n"
+            "async def main():\n"
+            "    try:\n"
+            '        await asyncio.wait_for(chat.ainvoke("Tell me a long story."), 1)\n'
+            "    except TimeoutError:\n"
+            '        print("timed out")\n'
+            "asyncio.run(main())\n"
+        )
     )
     done = run(script)
     assert (done.returncode, done.stdout) == (0, "timed out\n"), done.stderr
 
 
-def test_a_forked_child_leaves_and_the_parent_goes_on() -> None:
+def test_a_forked_child_leaves_and_the_parent_goes_on(model: str) -> None:
     script = (
-        ENGINE
+        model
+        + ENGINE
         + START
         + (
             "import os\n"
@@ -88,8 +104,8 @@ def test_a_forked_child_leaves_and_the_parent_goes_on() -> None:
 
 
 @pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -15)])
-def test_a_signal_while_an_answer_is_written(signal_number: signal.Signals, exit_code: int) -> None:
-    script = HEED_CTRL_C + LANGCHAIN + START + "for piece in pieces: pass\n"
+def test_a_signal_while_an_answer_is_written(model: str, signal_number: signal.Signals, exit_code: int) -> None:
+    script = HEED_CTRL_C + model + LANGCHAIN + START + "for piece in pieces: pass\n"
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -101,8 +117,9 @@ def test_a_signal_while_an_answer_is_written(signal_number: signal.Signals, exit
     assert "terminate called" not in errors
 
 
+@pytest.mark.usefixtures("embedded_model")  # converted once, before the process reads it
 def test_ctrl_c_on_the_command_line_is_one_line_and_130() -> None:
-    command = [sys.executable, "-c", COMMAND_LINE, "ask", "--docs", DEMO / "docs", "--max-tokens", "300"]
+    command = [sys.executable, "-c", COMMAND_LINE, "ask", "--docs", DEMO / "docs" / "museum-guide.md", "--top-k", "2"]
     command += ["--max-new-tokens", "400", "Tell me everything about the museum."]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -116,7 +133,7 @@ def test_ctrl_c_on_the_command_line_is_one_line_and_130() -> None:
     assert errors.rstrip().splitlines()[-1] == "Interrupted."
 
 
-def test_a_notebook_restarted_while_an_answer_is_written(tmp_path: Path) -> None:
+def test_a_notebook_restarted_while_an_answer_is_written(tmp_path: Path, model: str) -> None:
     errors = tmp_path / "stderr"
     manager = KernelManager()
     with errors.open("wb") as stderr:
@@ -124,11 +141,11 @@ def test_a_notebook_restarted_while_an_answer_is_written(tmp_path: Path) -> None
         client = manager.blocking_client()
         client.start_channels()
         try:
-            for _ in range(2):
-                client.wait_for_ready(timeout=60)
-                reply = client.execute_interactive(ENGINE + START, timeout=120, output_hook=lambda message: None)
-                assert reply["content"]["status"] == "ok"
-                manager.restart_kernel(now=False)
+            client.wait_for_ready(timeout=60)
+            reply = client.execute_interactive(model + ENGINE + START, timeout=120, output_hook=lambda message: None)
+            assert reply["content"]["status"] == "ok"
+            manager.restart_kernel(now=False)
+            client.wait_for_ready(timeout=60)
         finally:
             client.stop_channels()
             manager.shutdown_kernel()

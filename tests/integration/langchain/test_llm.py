@@ -449,15 +449,15 @@ def test_an_answer_that_was_cut_off_is_never_taken_for_a_whole_one(embedded_mode
     whole = [dict(chat.with_structured_output(shape).invoke(question)) for shape in shapes]
     cut = 0
     for most in range(2, 9):
-        short = ChatSpecKV("default", max_tokens=most, loading=FLOAT32)
-        for shape, expected in zip(shapes, whole, strict=True):
-            try:
-                found = short.with_structured_output(shape).invoke(question)
-            except OutputParserException:
-                cut += 1
-            else:
-                assert dict(found) == expected
-    assert cut > 6
+        shape, expected = shapes[most % 2], whole[most % 2]
+        short = ChatSpecKV("default", max_tokens=most, loading=FLOAT32).with_structured_output(shape)
+        try:
+            found = short.invoke(question)
+        except OutputParserException:
+            cut += 1
+        else:
+            assert dict(found) == expected
+    assert cut > 3
     for shape in (Year, convert_to_openai_tool(Year)):
         with pytest.raises(OutputParserException, match="raise max_tokens"):
             ChatSpecKV("default", max_tokens=5, loading=FLOAT32).with_structured_output(

@@ -23,10 +23,18 @@ def columns_of(kv_heads: Any, tokens: Any, count: Any) -> Any:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "value_dim"), [(2, 2, 16, 16), (6, 2, 80, 24)])
 @pytest.mark.parametrize(
-    ("tokens", "window", "count"), [(1, 1, 1), (150, 1, 5), (150, 40, 90), (70, 70, 3), (90, 200, 0)]
+    ("tokens", "window", "count", "heads", "kv_heads", "head_dim", "value_dim", "dtype"),
+    [
+        (1, 1, 1, 2, 2, 16, 16, torch.float32),
+        (1, 1, 1, 6, 2, 80, 24, torch.bfloat16),
+        (150, 1, 5, 6, 2, 80, 24, torch.bfloat16),
+        (150, 40, 90, 2, 2, 16, 16, torch.bfloat16),
+        (150, 40, 90, 3, 1, 80, 24, torch.float32),
+        (70, 70, 3, 6, 2, 80, 24, torch.float32),
+        (90, 200, 0, 2, 2, 16, 16, torch.bfloat16),
+    ],
+    ids=str,
 )
 def test_kernel_equals_the_pytorch_form(
     tokens: int, window: int, count: int, heads: int, kv_heads: int, head_dim: int, value_dim: int, dtype: Any

@@ -59,9 +59,16 @@ def with_kernel(model: Any, name: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("lengths", [(80,), (80, 61, 9)], ids=["one", "padded"])
-@pytest.mark.parametrize("method", ["speckv", "adaptive", "specpc", "cascade, original"])
-@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+# Each kernel and each method meets both models and both lengths.
+@pytest.mark.parametrize(
+    ("kernel", "name", "method", "lengths"),
+    [
+        (kernel, ["llama", "gemma3_text"][(i + j) % 2], method, [(80,), (80, 61, 9)][(i // 2 + j // 2) % 2])
+        for i, kernel in enumerate(KERNELS)
+        for j, method in enumerate(["speckv", "adaptive", "specpc", "cascade, original"])
+    ],
+    indirect=["kernel"],
+)
 def test_answers_are_those_of_sdpa(kernel: Any, name: str, method: str, lengths: Any) -> None:
     implementation, calls = kernel
     rows = rows_of(lengths)[2]
@@ -90,8 +97,15 @@ def test_every_layer_of_the_prefill_calls_the_kernel(kernel: Any, name: str, len
         assert torch.equal(found.kept[layer], expected.kept[layer])
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 7, 49])
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("kernel", "name", "chunk"),
+    [
+        (kernel, ["llama", "mistral", "gemma3_text"][(i + j) % 3], chunk)  # each two of them meet
+        for i, kernel in enumerate(KERNELS)
+        for j, chunk in enumerate([None, 1, 7, 49])
+    ],
+    indirect=["kernel"],
+)
 def test_scores_with_chunks_padding_and_drafted_tokens(kernel: Any, name: str, chunk: Any) -> None:
     implementation, calls = kernel
     ids = torch.randint(0, 128, (2, 50), generator=torch.Generator().manual_seed(5))

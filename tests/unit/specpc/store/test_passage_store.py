@@ -60,7 +60,7 @@ def test_another_process_and_a_pickle_find_it_too(tmp_path: Path) -> None:
     store.put({name(1): value(1)})
     assert pickle.loads(pickle.dumps(store)).get([name(1)]) == {name(1): value(1)}
     script = f"""
-from draftapprox_integrations import PassageStore, SpecPC
+from draftapprox_integrations import PassageStore
 assert PassageStore({str(tmp_path / "p.db")!r}).get([{name(1)!r}]) == {{{name(1)!r}: {value(1)!r}}}
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -114,8 +114,7 @@ def test_prune(tmp_path: Path) -> None:
 
 def test_kill_nine_loses_nothing_that_was_put(tmp_path: Path) -> None:
     script = f"""
-import sys
-from draftapprox_integrations import PassageStore, SpecPC
+from draftapprox_integrations import PassageStore
 store = PassageStore({str(tmp_path / "p.db")!r})
 for number in range(100000):
     store.put({{number.to_bytes(16, "big"): number.to_bytes(4, "big") * 2000}})
@@ -245,7 +244,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 
 READ_ONLY = """
 import os, sys, sqlite3, logging
-from draftapprox_integrations import PassageStore, SpecPC
+from draftapprox_integrations import PassageStore
 from draftapprox_integrations.errors import InvalidInputError
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
 if os.geteuid() == 0:
