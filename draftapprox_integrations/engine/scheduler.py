@@ -14,13 +14,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
 from weakref import WeakSet
 
 from ..decoding.cache import NoSlotsError
 from ..errors import EngineClosedError
-from ..results import Generation
+from .entries import Entry
 from .pipeline import Pipeline
 from .requests import Request
 from .running import Row, RunningBatch
@@ -35,26 +33,6 @@ _MAX_STALL_TOKENS = 4096  # most prompt tokens, padding included, that several r
 
 # All schedulers of this process, for its exit and for forked children.
 _schedulers: WeakSet[Scheduler] = WeakSet()
-
-
-@dataclass(eq=False)
-class _Entry:
-    """A waiting or running stream, ordered by turn, then by arrival.
-
-    Attributes:
-        company: What it may share after a failure in company: "all", "steps" (prefilled by itself), or "none".
-    """
-
-    turn: int
-    arrival: int
-    queued_at: float
-    stream: Stream | AsyncStream
-    company: Literal["all", "steps", "none"] = "all"
-    started_at: float = 0.0
-
-    @property
-    def request(self) -> Request:
-        return self.stream.request
 
 
 class Scheduler:
@@ -76,8 +54,8 @@ class Scheduler:
         self._pipeline: Pipeline | None = pipeline
         self._max_batch_size = max_batch_size
         self._lock = threading.Lock()
-        self._waiting: list[_Entry] = []
-        self._running: list[_Entry] = []
+        self._waiting: list[Entry] = []
+        self._running: list[Entry] = []
         self._batch: RunningBatch | None = None  # outlives the thread where its buffers are worth keeping
         self._arrivals = itertools.count()
         self._turn = 0
@@ -101,7 +79,7 @@ class Scheduler:
                 raise EngineClosedError("the engine was closed; make a new one")
             now = time.perf_counter()
             for index, stream in enumerate(streams):
-                self._waiting.append(_Entry(self._turn + index, next(self._arrivals), now, stream))
+                self._waiting.append(Entry(self._turn + index, next(self._arrivals), now, stream))
             if self._thread is None and streams:
                 self._thread = threading.Thread(
                     target=self._serve, args=(self._pipeline,), name="speckv-scheduler", daemon=True
@@ -112,7 +90,7 @@ class Scheduler:
         """End waiting and running streams with `EngineClosedError`, wait for the thread, release the pipeline."""
         with self._lock:
             self._pipeline = None
-            streams = [*(entry.stream for entry in [*self._waiting, *self._running])]
+            streams = [entry.stream for entry in [*self._waiting, *self._running]]
             self._waiting.clear()
             thread = self._thread
         for stream in streams:
@@ -124,7 +102,7 @@ class Scheduler:
     def stop(self) -> None:
         """Cancel waiting and running streams and wait for the thread, which ends at its next step."""
         with self._lock:
-            streams = [*(entry.stream for entry in [*self._waiting, *self._running])]
+            streams = [entry.stream for entry in [*self._waiting, *self._running]]
             thread = self._thread
         for stream in streams:
             stream.cancel()
@@ -161,11 +139,13 @@ class Scheduler:
                 return
             if group:
                 in_slots = pipeline.decodes_in_slots(group[0].request)
+                if in_slots and self._batch is not None and len(self._batch.rows) == rows:
+                    self._batch.park()
                 self._guarded(pipeline, group, self._admit if in_slots else self._run_whole)
             if self._batch is not None and self._batch.rows:
                 self._step(pipeline, self._batch)
 
-    def _next_group(self, pipeline: Pipeline, rows: int) -> list[_Entry] | None:
+    def _next_group(self, pipeline: Pipeline, rows: int) -> list[Entry] | None:
         """Take the entries to start now from the queue.
 
         Returns:
@@ -199,11 +179,9 @@ class Scheduler:
                 first = next((entry for entry in waiting if self._may_go_first(entry, pipeline)), first)
                 if not self._may_go_first(first, pipeline):
                     return []
-                assert self._batch is not None
-                self._batch.park()
                 room = 1
             group = [first]
-            if first.company == "all" and room > 0:
+            if first.company == "all":
                 limit = min(room, pipeline.max_prefill_rows or room) if in_slots else self._max_batch_size
                 self._extend(group, waiting[1:], limit, in_slots, pipeline)
             chosen = set(map(id, group))
@@ -215,20 +193,20 @@ class Scheduler:
                 entry.started_at = now
             return group
 
-    def _may_go_first(self, entry: _Entry, pipeline: Pipeline) -> bool:
+    def _may_go_first(self, entry: Entry, pipeline: Pipeline) -> bool:
         """Whether a running row should make place: the request is much shorter than what that row has yet to write."""
         batch, request = self._batch, entry.request
         return (
             batch is not None
             and batch.parked is None
             and entry.company == "all"
-            and pipeline.decodes_in_slots(request)
-            and len(request.prompt_ids) <= _MAX_STALL_TOKENS
             and request.max_new_tokens * _SHORT_RATIO <= batch.most_remaining
+            and len(request.prompt_ids) <= _MAX_STALL_TOKENS
+            and pipeline.decodes_in_slots(request)
         )
 
     def _extend(
-        self, group: list[_Entry], others: Sequence[_Entry], limit: int, in_slots: bool, pipeline: Pipeline
+        self, group: list[Entry], others: Sequence[Entry], limit: int, in_slots: bool, pipeline: Pipeline
     ) -> None:
         """Add entries that may be prefilled, or run, with the first of `group` without much padding."""
 
@@ -238,11 +216,12 @@ class Scheduler:
         shared = key(group[0].request)
         longest = total = len(group[0].request.prompt_ids)
         for entry in others:
+            if len(group) == limit:
+                return
             tokens = len(entry.request.prompt_ids)
             padded = (len(group) + 1) * max(longest, tokens)
             if (
-                len(group) < limit
-                and shared is not None
+                shared is not None
                 and entry.company == "all"
                 and pipeline.decodes_in_slots(entry.request) == in_slots
                 and key(entry.request) == shared
@@ -253,7 +232,7 @@ class Scheduler:
                 longest, total = max(longest, tokens), total + tokens
 
     def _guarded(
-        self, pipeline: Pipeline, group: Sequence[_Entry], start: Callable[[Pipeline, Sequence[_Entry]], None]
+        self, pipeline: Pipeline, group: Sequence[Entry], start: Callable[[Pipeline, Sequence[Entry]], None]
     ) -> None:
         """Start a group; after a failure each of several entries again by itself."""
         try:
@@ -271,25 +250,25 @@ class Scheduler:
             with self._lock:
                 self._waiting += [entry for entry in group if entry.company != "all" and not entry.stream.started]
 
-    def _leave(self, entries: Sequence[_Entry]) -> None:
+    def _leave(self, entries: Sequence[Entry]) -> None:
         """Take entries out of what runs."""
         gone = set(map(id, entries))
         with self._lock:
             self._running = [entry for entry in self._running if id(entry) not in gone]
 
-    def _run_whole(self, pipeline: Pipeline, group: Sequence[_Entry]) -> None:
+    def _run_whole(self, pipeline: Pipeline, group: Sequence[Entry]) -> None:
         results = run_whole(pipeline, [entry.request for entry in group])
         self._leave(group)
         for entry, result in zip(group, results, strict=True):
-            _put(entry, result)
+            entry.put(result)
 
-    def _admit(self, pipeline: Pipeline, group: Sequence[_Entry]) -> None:
+    def _admit(self, pipeline: Pipeline, group: Sequence[Entry]) -> None:
         requests = [entry.request for entry in group]
         prefilled = pipeline.prefill(requests)
         if prefilled is None:
             self._leave(group)
             for entry in group:
-                _put(entry, pipeline.empty_generation(entry.request, "cancelled"))
+                entry.put(pipeline.empty_generation(entry.request, "cancelled"))
             return
         if self._batch is None:
             self._batch = RunningBatch(pipeline)
@@ -333,14 +312,7 @@ class Scheduler:
         for row in rows:
             entry = by_request[id(row.slot.request)]
             self._leave([entry])
-            _put(entry, row.slot.error or pipeline.generation_of(row.slot, row.prepared, row.started, now))
-
-
-def _put(entry: _Entry, result: Generation | Exception) -> None:
-    """Hand a stream its result, with the time that it waited, or its error."""
-    if isinstance(result, Generation):
-        result = replace(result, timings={"queued": entry.started_at - entry.queued_at} | result.timings)
-    entry.stream.put(result)
+            entry.put(row.slot.error or pipeline.generation_of(row.slot, row.prepared, row.started, now))
 
 
 def _stop_all() -> None:
