@@ -120,7 +120,7 @@ def test_on_a_cpu_the_view_does_not_call_the_kernel_and_the_users_model_still_do
 
 
 def test_who_decodes(kernels: Any) -> None:
-    """The user's kernel reads a prompt that loses no pairs; what evicts, and the running batch's steps, are the view's."""
+    """The user's kernel reads a prompt that loses no pairs; what evicts, and the steps, are the view's."""
     _, _, rows = rows_of((80,))
     for name, users in {
         "speckv": False,
