@@ -439,3 +439,30 @@ def tiny_pair_with_window(target: Any, window: Any) -> Any:
 def test_bad_batch_sizes(pair: tuple[LoadedModel, LoadedModel]) -> None:
     with pytest.raises(ValueError, match="max_batch_size must be an integer >= 1; got 0"):
         SpecKV(*pair, TIGHT, max_batch_size=0)
+
+
+@pytest.mark.thorough
+def test_threads_get_what_they_would_get_one_after_the_other(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    engine = SpecKV(*pair, TIGHT, max_batch_size=8)
+    texts = [*prompts(6), "short", "also short"]
+    kinds: list[dict[str, Any]] = [{}, {"temperature": 0.9, "seed": 3}, {"stop": "e"}, {"repetition_penalty": 1.3}]
+    calls = [(text, {"max_new_tokens": 2 + 3 * i, **kind}) for i, text in enumerate(texts) for kind in kinds]
+    expected = [engine.generate(text, **options)[0] for text, options in calls]
+    wrong: list[int] = []
+
+    def ask(thread: int) -> None:
+        for number in range(50):
+            index = (7 * number + 11 * thread) % len(calls)
+            text, options = calls[index]
+            found = engine.generate(text, **options)[0]
+            if (found.token_ids, found.text, found.usage) != (
+                expected[index].token_ids, expected[index].text, expected[index].usage,
+            ):  # fmt: skip
+                wrong.append(index)
+
+    threads = [threading.Thread(target=ask, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
