@@ -31,6 +31,33 @@ def buffered_cache(model: PreTrainedModel, reserve: int) -> DynamicCache:
 
 
 @torch.inference_mode()
+def read_prompt(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Fill a cache with a batch of prompts.
+
+    Args:
+        model: Its own attention reads them.
+        input_ids, attention_mask, positions: LongTensor [batch, tokens], padded on the left, on any device.
+        cache: Empty.
+
+    Returns:
+        Logits [batch, vocabulary] after the last tokens.
+    """
+    device = input_device(model)
+    out = model(
+        input_ids=input_ids.to(device),
+        attention_mask=None if bool(attention_mask.all()) else attention_mask.to(device),
+        position_ids=positions.to(device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=torch.tensor([-1], device=device),  # Gemma 3n and 4 skip queries if given a number
+    )
+    logits: Tensor = out.logits[:, -1]
+    return logits
+
+
+@torch.inference_mode()
 def generate_greedily(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -55,28 +82,17 @@ def generate_greedily(
         UnsupportedModelError: the model's attention cannot be observed, its layers' states have no slots, the rows
             cannot share a padded batch, or positions change on the way.
     """
-    view, device = attention_view(model), input_device(model)
+    view = attention_view(model)
     check_padding(model, attention_mask)
     if not has_slots(model):
         raise UnsupportedModelError(f"the states of {type(model).__name__} cannot be stored in slots")
     if (limit := position_limit(model, input_ids.shape[1])) is not None and input_ids.shape[1] + tokens > limit:
         raise UnsupportedModelError(f"{type(model).__name__} changes its positions at {limit} tokens")
-    padded = not bool(attention_mask.all())
-    ids, mask = input_ids.to(device), attention_mask.to(device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     cache = buffered_cache(model, tokens)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask if padded else None,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=torch.tensor([-1], device=device),  # Gemma 3n and 4 skip queries if given a number
-    )
-    first = out.logits[:, -1].argmax(-1)
-    del out
+    first = read_prompt(model, input_ids, attention_mask, positions, cache).argmax(-1)
     slots = SlotCache.adopt(cache, attention_mask.sum(dim=1).tolist(), chunked_layers(model))
-    return continue_greedily(Step(view, slots), first, positions[:, -1], tokens, eos, is_cancelled)
+    return continue_greedily(Step(view, slots), first, positions[:, -1].to(first.device), tokens, eos, is_cancelled)
 
 
 def continue_greedily(

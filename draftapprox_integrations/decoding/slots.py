@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -27,9 +28,9 @@ class SlotStorage(CacheLayerMixin):
         self.span = span
         self.step: SpanStep | None = None
 
+    @abstractmethod
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Device and dtype of the keys."""
-        raise NotImplementedError
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: slots get their sizes from what they admit."""
@@ -46,25 +47,25 @@ class SlotStorage(CacheLayerMixin):
         """Not used: `SlotCache.get_seq_length` answers for all layers."""
         return 0
 
+    @abstractmethod
     def resize(self, slots: int) -> None:
         """Change the number of slots; the first ones keep their pairs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def entries_for(self, source: Any, tokens: int) -> int:
         """Entries of the layer's span that a row of a prefilled cache's layer needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def admit(self, slot: int, source: Any, row: int, tokens: int) -> None:
         """Copy the pairs of a row of a prefilled cache's layer, which holds `tokens` tokens of it, into a slot."""
-        raise NotImplementedError
 
+    @abstractmethod
     def move(self, source: int, slot: int) -> None:
         """Copy one slot's pairs over another's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reserve(self, capacity: int) -> None:
         """Grow the buffers to `capacity` entries per slot."""
-        raise NotImplementedError
 
 
 class SpanSlots(SlotStorage):

@@ -44,6 +44,13 @@ class Span:
         return max(self.firsts[slot], end - back)
 
 
+def additive_mask(outside: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, 1, entries] for bool [rows, entries]: -inf where an entry does not count, else 0."""
+    return torch.zeros(outside.shape, device=outside.device, dtype=dtype).masked_fill_(outside, -torch.inf)[
+        :, None, None
+    ]
+
+
 @dataclass(frozen=True)
 class SpanStep:
     """What one step needs to know of a span.
@@ -84,8 +91,8 @@ def plan_step(span: Span, tokens: list[int], rows: int, device: torch.device, dt
     bounds = torch.tensor([lowers, ends], device=device)
     entries = torch.arange(start, stop, device=device)
     outside = (entries < bounds[0, :, None]) | (entries > bounds[1, :, None])
-    bias = torch.zeros(outside.shape, device=device, dtype=dtype).masked_fill_(outside, -torch.inf)[:, None, None]
-    return SpanStep(start, stop, ends[0] if same_end else None, bounds[1].view(-1, 1, 1, 1), bias)
+    index = bounds[1].view(-1, 1, 1, 1)
+    return SpanStep(start, stop, ends[0] if same_end else None, index, additive_mask(outside, dtype))
 
 
 class StaticSpan:
@@ -114,7 +121,5 @@ class StaticSpan:
             back = tokens[:rows] % window if self.span.chunked else window - 1
             lowers = torch.maximum(firsts, ends - back)
         outside = (self._entries < lowers[:, None]) | (self._entries > ends[:, None])
-        bias = torch.zeros(outside.shape, device=ends.device, dtype=self._dtype).masked_fill(outside, -torch.inf)
-        return SpanStep(
-            0, self.span.capacity, None, ends.view(-1, 1, 1, 1), bias[:, None, None], lowers, ends - lowers + 1
-        )
+        bias = additive_mask(outside, self._dtype)
+        return SpanStep(0, self.span.capacity, None, ends.view(-1, 1, 1, 1), bias, lowers, ends - lowers + 1)

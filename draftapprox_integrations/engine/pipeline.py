@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..decoding.cache import has_slots
+from ..decoding.greedy import read_prompt
 from ..decoding.slots import MakeSlots
 from ..errors import EngineClosedError, InvalidInputError, UnsupportedModelError
 from ..models.attention import attention_view
@@ -187,24 +188,15 @@ class Pipeline:
             batch.timings["total"] = time.perf_counter() - started
             return PrefilledBatch(batch, cache, logits)
 
-    @torch.inference_mode()
     def _plain_prefill(self, batch: PreparedBatch) -> tuple[DynamicCache, Tensor]:
         """Read a batch that fits the budget with the target's own attention."""
-        model, device, mask = self.target.model, self.target.device, batch.attention_mask
+        model, mask = self.target.model, batch.attention_mask
         check_padding(model, mask)
         positions = batch.position_ids
         if positions is None:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=model.config)
-        out = model(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=None if bool(mask.all()) else mask.to(device),
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor([-1], device=device),  # Gemma 3n and 4 skip queries if given a number
-        )
-        return cache, out.logits[:, -1]
+        return cache, read_prompt(model, batch.input_ids, mask, positions, cache)
 
     @contextmanager
     def running_alone(self) -> Iterator[None]:

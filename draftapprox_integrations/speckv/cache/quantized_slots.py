@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...decoding.attend import attend_parts, attend_slots
 from ...decoding.slots import SpanSlots
-from ...decoding.spans import Span
+from ...decoding.spans import Span, additive_mask
 from ...kernels.decode_attention import decode_attention
 from ...kernels.dispatch import use_triton
 from ...kernels.pairs import PackedPairs, pairs_of
@@ -62,8 +62,7 @@ class QuantizedSlots(SpanSlots):
             device, dtype = self.place()
             first = self._width - torch.tensor(self._kept, device=device)
             outside = torch.arange(self._width, device=device) < first[:, None]
-            bias = torch.zeros(outside.shape, device=device, dtype=dtype).masked_fill_(outside, -torch.inf)
-            self._bias = bias[:, None, None]
+            self._bias = additive_mask(outside, dtype)
             assert all(kept in (0, self._width) for kept in self._kept)  # the kernel counts from the first pair
             self._counts = torch.tensor(self._kept, device=device)[:, None].expand(-1, self.buffers[0].shape[1])
 
