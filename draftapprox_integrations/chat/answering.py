@@ -29,7 +29,8 @@ def answer(engine: SpecKV, passages: Sequence[str], query: str, max_new_tokens: 
     tokenizer = engine.target.require_tokenizer()
     if has_chat_template(tokenizer):
         call = prepare_chat(engine, [Message("user", content)])
-        (stream,) = engine.submit([call.ids], max_new_tokens=max_new_tokens, **call.options)
+        (written,) = engine.generate([call.ids], max_new_tokens=max_new_tokens, **call.options)
     else:
-        (stream,) = engine.submit([encode_literal(tokenizer, f"{content}\nAnswer:")], max_new_tokens=max_new_tokens)
-    return stream.result()
+        prompt = encode_literal(tokenizer, f"{content}\nAnswer:")
+        (written,) = engine.generate([prompt], max_new_tokens=max_new_tokens)
+    return written

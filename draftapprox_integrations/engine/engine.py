@@ -78,6 +78,7 @@ class SpecKV:
         stop: Sequence[str] = (),
         seed: int | None = None,
         add_special_tokens: bool = True,
+        timeout: float | None = None,
         **options: Any,
     ) -> list[Generation]:
         """Generate after each prompt. Prompts join the engine's running batch, with those of other threads.
@@ -91,6 +92,7 @@ class SpecKV:
             seed: Makes sampling repeatable: each prompt gets what `torch.manual_seed(seed)` before `model.generate`
                 gives it alone.
             add_special_tokens: Whether the tokenizer adds BOS to texts; False for texts from a chat template.
+            timeout: Most seconds to wait; None for no limit.
             **options: Further arguments of `model.generate`: `repetition_penalty`, `logits_processor`, ...
 
         Returns:
@@ -98,6 +100,7 @@ class SpecKV:
 
         Raises:
             InvalidInputError: an empty prompt, one beyond a model's window, or an option that cannot be used.
+            GenerationTimeoutError: it took longer than `timeout`.
             ScoringError: a model produced NaN.
             EngineClosedError: `close` was called.
         """
@@ -112,11 +115,14 @@ class SpecKV:
             add_special_tokens=add_special_tokens,
             **options,
         )
-        if len(requests) > 1 and not options.keys().isdisjoint(("logits_processor", "stopping_criteria")):
+        shared = not options.keys().isdisjoint(("logits_processor", "stopping_criteria"))
+        if len(requests) > 1 and shared and timeout is None:
             return _raised(run_whole(self._open_pipeline(), requests))  # they may expect the rows of one batch
-        streams = [Stream(request, self.target.tokenizer, None) for request in requests]
-        self._scheduler.submit(streams)
+        streams = [Stream(request, self.target.tokenizer, timeout) for request in requests]
+        # A thread inside a model cannot leave in time, so that a call with a timeout waits for another.
+        serve = self._scheduler.run if timeout is None else self._scheduler.submit
         try:
+            serve(streams)
             return [stream.result() for stream in streams]
         finally:
             for stream in streams:
@@ -129,7 +135,7 @@ class SpecKV:
 
         Args:
             prompt: One prompt.
-            **options: As for `generate`; and `timeout`, the most seconds to wait for the whole text.
+            **options: As for `generate`.
 
         Raises:
             InvalidInputError: more than one prompt, or as `generate`.
@@ -140,12 +146,7 @@ class SpecKV:
         yield from stream.pieces()
 
     async def agenerate(self, prompts: Any, **options: Any) -> list[Generation]:
-        """Generate in the engine's thread: the event loop stays free.
-
-        Args:
-            prompts: As for `generate`.
-            **options: As for `generate`; and `timeout`, the most seconds to wait.
-        """
+        """As `generate`, in the engine's thread: the event loop stays free."""
         streams = await self.asubmit(prompts, **options)
         try:
             return [await stream.result() for stream in streams]

@@ -1,4 +1,4 @@
-"""The engine's queue and the thread that serves it: continuous batching.
+"""The engine's queue and who serves it: continuous batching.
 
 Requests join the running batch between its steps, as soon as a row is free, and leave it when they are finished.
 Scheduling is fair: calls take turns, one prompt each, so a call with a thousand prompts does not delay one with a
@@ -13,23 +13,21 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
+import torch
+
 from ..decoding.cache import NoSlotsError
-from ..errors import EngineClosedError
+from ..errors import EngineClosedError, InvalidInputError
 from .entries import Entry
+from .grouping import next_group
 from .pipeline import Pipeline
-from .requests import Request
 from .running import Row, RunningBatch
 from .streams import AsyncStream, Stream
 from .whole import run_whole
 
 _GATHER_SECONDS = 0.003  # how long an idle engine waits for further requests before it forms the first batch
-_MAX_PADDING = 1.5  # largest allowed ratio of a batch's tokens, padding included, to its prompts' tokens
-_SHORT_RATIO = 4  # a request is short beside a row that has yet to write this many times its tokens
-_MAX_STALL_TOKENS = 4096  # most prompt tokens, padding included, that several requests may put between two steps
-
 
 # All schedulers of this process, for its exit and for forked children.
 _schedulers: WeakSet[Scheduler] = WeakSet()
@@ -38,7 +36,9 @@ _schedulers: WeakSet[Scheduler] = WeakSet()
 class Scheduler:
     """Queues streams and runs them through the pipeline in one running batch.
 
-    The thread lives only while there is work, so an idle engine is garbage-collected with its last user.
+    A call that waits for its results serves itself in its own thread while nothing else is queued; a second team of
+    OpenMP threads beside its own would slow both. With the first stream of another call a thread of the scheduler takes
+    over. That thread lives only while there is work, so an idle engine is garbage-collected with its last user.
 
     Args:
         pipeline: Runs what comes before the steps.
@@ -59,14 +59,17 @@ class Scheduler:
         self._batch: RunningBatch | None = None  # outlives the thread where its buffers are worth keeping
         self._arrivals = itertools.count()
         self._turn = 0
-        self._thread: threading.Thread | None = None
+        self._server: threading.Thread | None = None  # who takes entries from the queue; None while it is empty
+        self._is_single_call = False  # everything queued is of the call whose thread serves it
+        self._thread: threading.Thread | None = None  # the last that was started here
+        self._idle = threading.Event()
+        self._idle.set()
         _schedulers.add(self)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or runs."""
-        with self._lock:
-            return self._thread is None
+        return self._idle.is_set()
 
     def submit(self, streams: Sequence[Stream | AsyncStream]) -> None:
         """Queue the streams of one call.
@@ -75,55 +78,117 @@ class Scheduler:
             EngineClosedError: `close` was called.
         """
         with self._lock:
-            if self._pipeline is None:
-                raise EngineClosedError("the engine was closed; make a new one")
-            now = time.perf_counter()
-            for index, stream in enumerate(streams):
-                self._waiting.append(Entry(self._turn + index, next(self._arrivals), now, stream))
-            if self._thread is None and streams:
-                self._thread = threading.Thread(
-                    target=self._serve, args=(self._pipeline,), name="speckv-scheduler", daemon=True
-                )
-                self._thread.start()
+            pipeline = self._enqueue(streams)
+            if self._server is None and streams:
+                self._start_thread(pipeline, _GATHER_SECONDS)
+
+    def run(self, streams: Sequence[Stream]) -> None:
+        """Queue the streams of a call that waits for their results, and serve them here while they are alone.
+
+        Raises:
+            EngineClosedError: `close` was called.
+            InvalidInputError: the engine is inside this thread already, which would wait for itself.
+        """
+        current = threading.current_thread()
+        if self._server is current:
+            raise InvalidInputError(
+                "the engine was called by a logits processor or stopping criterion that it runs itself, and would wait "
+                "for itself. Use another engine there."
+            )
+        pipeline = None
+        try:
+            with self._lock:
+                pipeline = self._enqueue(streams)
+                if self._server is not None or not streams:
+                    return
+                self._server, self._is_single_call = current, True
+                self._idle.clear()
+            # The caller's autocast is not the engine's: answers must not depend on who serves.
+            with torch.autocast(pipeline.target.device.type, enabled=False):
+                self._serve_all(pipeline)
+        except BaseException:  # as Ctrl-C
+            with self._lock:
+                if pipeline is not None and self._server is current:
+                    # What others have queued in the meantime has not begun, and is served without this thread.
+                    own = set(map(id, streams))
+                    self._waiting = [entry for entry in self._waiting if id(entry.stream) not in own]
+                    self._running, self._batch = [], None
+                    self._hand_over(pipeline)
+            raise
 
     def close(self) -> None:
-        """End waiting and running streams with `EngineClosedError`, wait for the thread, release the pipeline."""
+        """End waiting and running streams with `EngineClosedError`, wait for the last step, release the pipeline."""
         with self._lock:
             self._pipeline = None
             streams = [entry.stream for entry in [*self._waiting, *self._running]]
             self._waiting.clear()
-            thread = self._thread
         for stream in streams:
             stream.cancel()
             stream.put(EngineClosedError("the engine was closed before this answer was finished"))
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self._wait()
 
     def stop(self) -> None:
-        """Cancel waiting and running streams and wait for the thread, which ends at its next step."""
+        """Cancel waiting and running streams and wait for the step in progress, the last one."""
         with self._lock:
             streams = [entry.stream for entry in [*self._waiting, *self._running]]
-            thread = self._thread
         for stream in streams:
             stream.cancel()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self._wait()
 
     def forget(self) -> None:
         """Drop all streams in a forked child: the thread that served them exists in the parent only."""
-        self._lock = threading.Lock()
-        self._waiting, self._running, self._thread, self._batch = [], [], None, None
+        self._lock, self._idle = threading.Lock(), threading.Event()
+        self._idle.set()
+        self._waiting, self._running, self._server, self._thread, self._batch = [], [], None, None, None
 
-    # ------------------------------------------------------------------ the thread
+    def _wait(self) -> None:
+        """Wait until nothing is served, unless this is called by what is."""
+        if self._server is threading.current_thread():
+            return
+        self._idle.wait()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()  # what it still holds is to go now
 
-    def _serve(self, pipeline: Pipeline) -> None:
-        time.sleep(_GATHER_SECONDS)
+    def _enqueue(self, streams: Sequence[Stream | AsyncStream]) -> Pipeline:
+        """Add streams to the queue; the lock is held."""
+        if self._pipeline is None:
+            raise EngineClosedError("the engine was closed; make a new one")
+        now = time.perf_counter()
+        for index, stream in enumerate(streams):
+            self._waiting.append(Entry(self._turn + index, next(self._arrivals), now, stream))
+        self._is_single_call = self._is_single_call and not streams
+        return self._pipeline
+
+    # ------------------------------------------------------------------ who serves
+
+    def _start_thread(self, pipeline: Pipeline, delay: float = 0.0) -> None:
+        """Let a thread serve the queue; the lock is held."""
+        self._server = self._thread = threading.Thread(
+            target=self._serve, args=(pipeline, delay), name="speckv-scheduler", daemon=True
+        )
+        self._idle.clear()
+        self._thread.start()
+
+    def _hand_over(self, pipeline: Pipeline) -> None:
+        """Leave what is queued and runs to a thread of the scheduler, or become idle; the lock is held."""
+        self._is_single_call = False
+        if self._waiting or self._running:
+            self._start_thread(pipeline)
+            return
+        self._server = None
+        if self._batch is not None and not self._batch.keeps_buffers:
+            self._batch = None
+        self._idle.set()
+
+    def _serve(self, pipeline: Pipeline, delay: float) -> None:
+        time.sleep(delay)
         try:
             self._serve_all(pipeline)
         except BaseException as error:  # a reader must never wait for a thread that has died
             with self._lock:
                 entries = [*self._waiting, *self._running]
-                self._waiting, self._running, self._batch, self._thread = [], [], None, None
+                self._waiting, self._running, self._batch = [], [], None
+                self._hand_over(pipeline)
             for entry in entries:
                 entry.stream.put(error)
             if not isinstance(error, Exception):
@@ -134,7 +199,7 @@ class Scheduler:
         while True:
             if self._batch is not None and self._batch.parked is not None and len(self._batch.rows) < rows:
                 self._batch.resume()
-            group = self._next_group(pipeline, rows)
+            group = self._take_group(pipeline, rows)
             if group is None:
                 return
             if group:
@@ -145,14 +210,17 @@ class Scheduler:
             if self._batch is not None and self._batch.rows:
                 self._step(pipeline, self._batch)
 
-    def _next_group(self, pipeline: Pipeline, rows: int) -> list[Entry] | None:
+    def _take_group(self, pipeline: Pipeline, rows: int) -> list[Entry] | None:
         """Take the entries to start now from the queue.
 
         Returns:
-            Entries to prefill together, or to run as a whole batch; empty if none can start yet. None, the thread's
-            last act, when nothing waits or runs.
+            Entries to prefill together, or to run as a whole batch; empty if none can start yet. None, the last act
+            here, when nothing waits or runs, or when the queue is no longer this thread's alone.
         """
         with self._lock:
+            if self._server is not self._thread and not self._is_single_call:
+                self._hand_over(pipeline)
+                return None
             waiting = []
             for entry in self._waiting:
                 if entry.request.cancelled.is_set():
@@ -163,73 +231,19 @@ class Scheduler:
             self._waiting = waiting
             if not waiting:
                 if not self._running:
-                    self._thread = None
-                    if self._batch is not None and not self._batch.keeps_buffers:
-                        self._batch = None
+                    self._hand_over(pipeline)
                     return None
                 return []
-            first, running = waiting[0], self._running
-            in_slots = pipeline.decodes_in_slots(first.request)
-            room = rows - len(running) + (self._batch is not None and self._batch.parked is not None)
-            waits_for_all = first.company == "none" or not in_slots or any(e.company == "none" for e in running)
-            if running and waits_for_all:
-                return []
-            if room < 1:
-                # Calls take turns, but a short request does not wait for long ones: it goes first, whatever its turn.
-                first = next((entry for entry in waiting if self._may_go_first(entry, pipeline)), first)
-                if not self._may_go_first(first, pipeline):
-                    return []
-                room = 1
-            group = [first]
-            if first.company == "all":
-                limit = min(room, pipeline.max_prefill_rows or room) if in_slots else self._max_batch_size
-                self._extend(group, waiting[1:], limit, in_slots, pipeline)
-            chosen = set(map(id, group))
-            self._waiting = [entry for entry in waiting if id(entry) not in chosen]
-            self._turn = waiting[0].turn
-            self._running = [*running, *group]
-            now = time.perf_counter()
-            for entry in group:
-                entry.started_at = now
+            group = next_group(waiting, self._running, self._batch, pipeline, rows, self._max_batch_size)
+            if group:
+                chosen = set(map(id, group))
+                self._waiting = [entry for entry in waiting if id(entry) not in chosen]
+                self._turn = waiting[0].turn
+                self._running = [*self._running, *group]
+                now = time.perf_counter()
+                for entry in group:
+                    entry.started_at = now
             return group
-
-    def _may_go_first(self, entry: Entry, pipeline: Pipeline) -> bool:
-        """Whether a running row should make place: the request is much shorter than what that row has yet to write."""
-        batch, request = self._batch, entry.request
-        return (
-            batch is not None
-            and batch.parked is None
-            and entry.company == "all"
-            and request.max_new_tokens * _SHORT_RATIO <= batch.most_remaining
-            and len(request.prompt_ids) <= _MAX_STALL_TOKENS
-            and pipeline.decodes_in_slots(request)
-        )
-
-    def _extend(
-        self, group: list[Entry], others: Sequence[Entry], limit: int, in_slots: bool, pipeline: Pipeline
-    ) -> None:
-        """Add entries that may be prefilled, or run, with the first of `group` without much padding."""
-
-        def key(request: Request) -> Hashable | None:
-            return request.fits_budget if in_slots else request.batch_key
-
-        shared = key(group[0].request)
-        longest = total = len(group[0].request.prompt_ids)
-        for entry in others:
-            if len(group) == limit:
-                return
-            tokens = len(entry.request.prompt_ids)
-            padded = (len(group) + 1) * max(longest, tokens)
-            if (
-                shared is not None
-                and entry.company == "all"
-                and pipeline.decodes_in_slots(entry.request) == in_slots
-                and key(entry.request) == shared
-                and padded <= _MAX_PADDING * (total + tokens)
-                and not (self._running and padded > _MAX_STALL_TOKENS)
-            ):
-                group.append(entry)
-                longest, total = max(longest, tokens), total + tokens
 
     def _guarded(
         self, pipeline: Pipeline, group: Sequence[Entry], start: Callable[[Pipeline, Sequence[Entry]], None]

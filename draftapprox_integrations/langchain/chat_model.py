@@ -89,8 +89,8 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         ready = self._prepare(messages, stop, kwargs)
-        (stream,) = ready.engine.submit([ready.call.ids], **ready.settings)
-        return self._result(stream.result(), ready)
+        (written,) = ready.engine.generate([ready.call.ids], **ready.settings)
+        return self._result(written, ready)
 
     async def _agenerate(
         self,

@@ -46,12 +46,7 @@ class SpecKVLLM(LangChainSpecKVBase, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         engine = self._reference.get(kwargs.pop("model", None))
-        streams = engine.submit(prompts, **self._call_options(stop, kwargs))
-        try:
-            return self._result([stream.result() for stream in streams], engine)
-        finally:
-            for stream in streams:
-                stream.cancel()
+        return self._result(engine.generate(prompts, **self._call_options(stop, kwargs)), engine)
 
     async def _agenerate(
         self,

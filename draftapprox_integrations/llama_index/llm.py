@@ -84,8 +84,8 @@ class SpecKVLLM(SpecKVBase, StructuredLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Return the assistant's next message."""
         engine, call, settings = self._prepare_chat(messages, kwargs)
-        (stream,) = engine.submit([call.ids], **settings)
-        return chat_response(stream.result(), call)
+        (written,) = engine.generate([call.ids], **settings)
+        return chat_response(written, call)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -137,8 +137,8 @@ class SpecKVLLM(SpecKVBase, StructuredLLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Return a completion of `prompt`; with `formatted` the chat template is not applied."""
         engine, ids, settings = self._prepare_completion(prompt, formatted, kwargs)
-        (stream,) = engine.submit([ids], **settings)
-        return completion(stream.result())
+        (written,) = engine.generate([ids], **settings)
+        return completion(written)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:

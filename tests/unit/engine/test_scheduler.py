@@ -230,7 +230,9 @@ def test_a_failure_of_the_thread_reaches_every_reader(
         raise ValueError("out of order")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scheduler, "_next_group", broken)
+        patch.setattr(Scheduler, "_take_group", broken)
+        with pytest.raises(ValueError, match="out of order"):
+            engine.generate("here", max_new_tokens=3)
         for stream in engine.submit(prompts(3), max_new_tokens=3):
             with pytest.raises(ValueError, match="out of order"):
                 stream.result()
