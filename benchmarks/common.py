@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import transformers
 
-from draftapprox_integrations.specpc.text.segmentation import sentences
+from draftapprox_integrations.specpc.calibration.questions import read_tasks
+from draftapprox_integrations.specpc.calibration.synthetic_tasks import Task
+from draftapprox_integrations.specpc.scoring.bm25 import BM25Index
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ class Question:
             return any(answer in texts[self.gold] for answer in self.answers)
         return all(any(a <= start and end <= b for a, b in spans[index]) for index, (start, end) in self.evidence)
 
+    def share(self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> float:
+        """The share of the evidence that the kept texts and spans contain."""
+        if not self.evidence:
+            return float(self.survives(texts, spans))
+        kept = [any(a <= start and end <= b for a, b in spans[i]) for i, (start, end) in self.evidence]
+        return sum(kept) / len(kept)
+
     def survives_in(self, text: str) -> bool:
         """Whether `text` contains all of the evidence, anywhere and with any white space."""
         if self.evidence is None:
@@ -66,46 +75,47 @@ def read_questions(path: Path, count: int, passages: int, seed: int) -> list[Que
         passages: Number of passages per question, for SQuAD only; the other data sets have their own.
         seed: Seed of the draw.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(data, dict):
+    if '"paragraphs": [' in path.read_text(encoding="utf-8")[:2000] and path.suffix == ".json":
         return squad_questions(path, count, passages, seed)
-    made = [_hotpot(row) if "supporting_facts" in row else _musique(row) for row in data]
-    usable = [question for question in made if question is not None]
-    return random.Random(seed).sample(usable, min(count, len(usable)))
+    return [of_task(task) for task in read_tasks(path, count, seed=seed)]
 
 
-def _hotpot(row: dict[str, Any]) -> Question | None:
-    titles: list[str | None] = []
-    texts: list[str] = []
-    spans: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {}
-    for title, pieces in row["context"]:
-        text = ""
-        for number, sentence in enumerate(pieces):
-            text += "" if not text or sentence.startswith(" ") else " "
-            start = len(text) + len(sentence) - len(sentence.lstrip())
-            text += sentence
-            spans[title, number] = (len(texts), (start, len(text.rstrip())))
-        titles.append(title)
-        texts.append(text)
-    facts = [(title, number) for title, number in row["supporting_facts"]]
-    if any(fact not in spans for fact in facts):
-        return None
-    evidence = [spans[fact] for fact in facts]
-    return Question(row["question"].strip(), texts, answers=[row["answer"]], titles=titles, evidence=evidence)
+def of_task(task: Task) -> Question:
+    """A question of the package's readers."""
+    return Question(task.question, task.passages, answers=[task.answer], titles=task.titles, evidence=task.evidence)
 
 
-def _musique(row: dict[str, Any]) -> Question | None:
-    paragraphs = {paragraph["idx"]: n for n, paragraph in enumerate(row["paragraphs"])}
-    texts = [paragraph["paragraph_text"] for paragraph in row["paragraphs"]]
-    evidence = []
-    for hop in row["question_decomposition"]:
-        index = paragraphs.get(hop["paragraph_support_idx"])
-        found = -1 if index is None else texts[index].find(hop["answer"])
-        if index is None or found < 0:
-            return None
-        evidence.append((index, next(span for span in sentences(texts[index]) if span[0] <= found < span[1])))
-    titles = [paragraph["title"] for paragraph in row["paragraphs"]]
-    return Question(row["question"], texts, answers=[row["answer"]], titles=titles, evidence=evidence)
+def nq_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:
+    """Draw questions of NQ-open, each with its passage among those without the answer that BM25 finds nearest.
+
+    Args:
+        path: The oracle file of "lost in the middle", one JSON object a line.
+        count: Number of questions.
+        passages: Number of passages of each.
+        seed: Seed of the draw.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    texts, titles = [row["ctxs"][0]["text"] for row in rows], [row["ctxs"][0]["title"] for row in rows]
+    index = BM25Index([f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)], range(len(texts)))
+    rng = random.Random(seed)
+    made: list[Question] = []
+    for i in rng.sample(range(len(rows)), len(rows)):
+        question, answers = rows[i]["question"], rows[i]["answers"]
+        if len(made) == count:
+            break
+        if not any(answer in texts[i] for answer in answers):
+            continue
+        others: dict[str, int] = {}
+        for j in index.scores(question).argsort(descending=True, stable=True).tolist():
+            if texts[j] != texts[i] and not any(answer.lower() in texts[j].lower() for answer in answers):
+                others.setdefault(texts[j], j)
+            if len(others) == passages - 1:
+                break
+        order = [i, *others.values()]
+        rng.shuffle(order)
+        chosen, names = [texts[j] for j in order], [titles[j] for j in order]
+        made.append(Question(question, chosen, gold=order.index(i), answers=answers, titles=names))
+    return made
 
 
 def squad_questions(path: Path, count: int, passages: int, seed: int) -> list[Question]:

@@ -61,7 +61,9 @@ _LAST = "Aalto Berg Castell Dahl Eriksen Frisch Gram Holm Iversen Juhl Krog Lund
 _MONTHS = "January March April June August October"
 
 
-def lookalike_questions(count: int, passages: int, seed: int, alike_names: bool = False) -> list[Question]:
+def lookalike_questions(
+    count: int, passages: int, seed: int, alike_names: bool = False, untitled: bool = False
+) -> list[Question]:
     """Make questions whose passages name their subject in the title and the first sentence only.
 
     Args:
@@ -70,12 +72,13 @@ def lookalike_questions(count: int, passages: int, seed: int, alike_names: bool 
         seed: Seed of the draw.
         alike_names: Make names from few words too ("North Moss Bridge", "North Clay Bridge", "Old Moss Bridge"), so
             that every word of a name also occurs in other names.
+        untitled: Give no titles, and count the first sentence as evidence beside the asked one.
     """
     rng = random.Random(seed)
-    return [_question(rng, passages, alike_names) for _ in range(count)]
+    return [_question(rng, passages, alike_names, untitled) for _ in range(count)]
 
 
-def _question(rng: random.Random, passages: int, alike_names: bool) -> Question:
+def _question(rng: random.Random, passages: int, alike_names: bool, untitled: bool) -> Question:
     kind = rng.choice(list(_KINDS))
     opening, facts = _KINDS[kind]
     if alike_names:
@@ -97,12 +100,15 @@ def _question(rng: random.Random, passages: int, alike_names: bool) -> Question:
             told.insert(rng.randint(0, len(told)), filler)
         texts.append(" ".join([opening.format(n=title), *told]))
     start = texts[gold].index(evidence)
+    spans = [(gold, (start, start + len(evidence)))]
+    if untitled:
+        spans.insert(0, (gold, (0, len(opening.format(n=titles[gold])))))
     return Question(
         text=facts[asked][2].format(n=titles[gold]),
         passages=texts,
         answers=[answer],
-        titles=list(titles),
-        evidence=[(gold, (start, start + len(evidence)))],
+        titles=None if untitled else list(titles),
+        evidence=spans,
     )
 
 

@@ -22,10 +22,10 @@ import torch
 from draftapprox_integrations import LoadedModel, SpecPC, load_model
 from draftapprox_integrations.chat.answering import rag_prompt
 from draftapprox_integrations.chat.template import Message, render_chat
-from draftapprox_integrations.specpc.scoring import Scorer
 
 from .common import Question, machine, measured_rows, read_questions, table
 from .lookalikes import lookalike_questions
+from .remembered import Remembered
 from .retention import attention_scorers, packer_of, rankings
 from .speckv_accuracy import interval
 
@@ -47,13 +47,13 @@ def main() -> None:
     args = parser.parse_args()
 
     model = load_model(args.model)
-    counter, scorers = SpecPC(model), attention_scorers(model, joint=not args.quick)
+    counter, readers = SpecPC(model), attention_scorers(model, joint=not args.quick)
     if args.data:
         questions = read_questions(args.data, args.n, args.passages, args.seed)
     else:
         questions = lookalike_questions(args.n, args.passages, args.seed)
     begun = time.perf_counter()
-    rows = measured_rows(args.out, questions, lambda q: measure(counter, scorers, q, args.keep_ratio))
+    rows = measured_rows(args.out, questions, lambda q: measure(counter, readers, q, args.keep_ratio))
     print(machine())
     print(
         f"{model.name} ({model.dtype}) reads and drafts; {len(rows)} questions of "
@@ -68,16 +68,16 @@ def main() -> None:
     print(table(["context", "log-likelihood of the gold answer, nats per token", "less the whole context's"], lines))
 
 
-def measure(counter: SpecPC, scorers: dict[str, Scorer], question: Question, keep_ratio: float) -> dict[str, float]:
+def measure(counter: SpecPC, readers: dict[str, Remembered], question: Question, keep_ratio: float) -> dict[str, float]:
     """The log-likelihood per token of the gold answer of one question, by what is kept."""
     model = counter.draft
     row = {
         "whole context": likelihood(model, question, question.passages),
         "no context": likelihood(model, question, [""] * len(question.passages)),
     }
-    budget = int(keep_ratio * sum(counter.count_tokens(question.passages)))
-    for name, order in rankings(scorers, question, random.Random(question.text)).items():
-        kept, _ = packer_of(counter, question, name).fill(order, budget)
+    tokens = counter.count_tokens(question.passages)
+    for name, (order, _) in rankings(readers, question, random.Random(question.text).randrange(2**31)).items():
+        kept, _ = packer_of(counter, question, tokens, name).fill(order, int(keep_ratio * sum(tokens)))
         row[name] = likelihood(model, question, kept.texts)
     return row
 

@@ -21,12 +21,13 @@ class CompressedPassage:
         original: The original text.
         text: The kept pieces, verbatim and in order, joined by the separator.
         kept: Character spans [start, end) of these pieces in `original`.
-        score: Score of its best sentence; the higher, the better, comparable across the passages of one call. NaN if
-            nothing was scored because everything fitted.
+        score: Score of its best sentence; the higher, the better, comparable across the passages of one call; of scorer
+            "fused" the probability that it holds evidence. NaN if nothing was scored because everything fitted.
         tokens_before, tokens_after: Tokens of `original` and of `text`.
         heat: (start, end, score >= 0) of each token the draft read, or of each sentence for a scorer without a draft;
             empty if everything fitted.
         title: The title it was scored with, None without one.
+        index: Its index among the passages that were given.
     """
 
     original: str = field(repr=False)
@@ -37,6 +38,7 @@ class CompressedPassage:
     tokens_after: int
     heat: list[tuple[int, int, float]] = field(default_factory=list, repr=False)
     title: str | None = field(default=None, repr=False)
+    index: int = field(default=0, repr=False)
 
     @property
     def whole(self) -> bool:
@@ -64,7 +66,7 @@ class CompressionResult:
     """Passages compressed by `SpecPC.compress`.
 
     Attributes:
-        passages: One per input, in the same order.
+        passages: One per input, in the same order; with `order="relevance"` the most relevant first.
         query: The query they were scored for.
         tokens_before, tokens_after: Sums over the passages.
         budget: The most tokens that were allowed.
@@ -104,6 +106,7 @@ class CompressionResult:
             "timings": self.timings,
             "passages": [
                 {
+                    "index": p.index,
                     "title": p.title,
                     "text": p.text,
                     "kept": [list(span) for span in p.kept],

@@ -16,6 +16,7 @@ except ImportError as error:
 import json
 import time
 import warnings
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,6 +64,16 @@ RatioOption = Annotated[
         help="Share of the context's tokens to keep, in (0, 1]; instead of --max-tokens.", show_default="--max-tokens"
     ),
 ]
+RecallOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the evidence to keep, in (0, 1], in as few sentences as that takes.", show_default="none"
+    ),
+]
+RelevanceOption = Annotated[
+    float | None,
+    typer.Option(help="Lowest probability, in [0, 1], of a kept sentence to be evidence.", show_default="none"),
+]
 UnitOption = Annotated[Unit, typer.Option(help="Unit of text that is kept or dropped.")]
 StoreOption = Annotated[
     Path | None,
@@ -109,6 +120,8 @@ def ask(
         ),
     ] = None,
     keep_ratio: RatioOption = None,
+    recall: RecallOption = None,
+    min_relevance: RelevanceOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of passages to retrieve.")] = 12,
     granularity: UnitOption = Unit.sentence,
     method: Annotated[
@@ -136,21 +149,23 @@ def ask(
     """Answer questions from a folder of documents: retrieve (BM25), compress, answer."""
     with report_errors():
         from ..chat.answering import answer
-        from ..specpc.validation import check_budget, check_query
+        from ..specpc.budget import Budget
+        from ..specpc.validation import check_query
         from .ask_report import Asked, as_line, show_answers, show_kept, show_retrieved
         from .documents import Search, read_folder
 
-        check_budget(max_tokens, keep_ratio)
+        limits = Budget(max_tokens=max_tokens, keep_ratio=keep_ratio, recall=recall, min_relevance=min_relevance)
         _check_writable(html)
         for question in questions:
             check_query(question)
         shortens = method in (Method.specpc, Method.speckvpc)
-        if not shortens and (max_tokens is not None or keep_ratio is not None):
+        if not shortens and limits != Budget():
             raise InvalidInputError(
-                f"--max-tokens and --keep-ratio shorten the context; --method {method.value} does not"
+                "--max-tokens, --keep-ratio, --recall and --min-relevance shorten the context; --method "
+                f"{method.value} does not"
             )
-        if max_tokens is None and keep_ratio is None:
-            max_tokens, keep_ratio = (DEFAULT_BUDGET, None) if shortens else (None, 1.0)
+        if limits == Budget():
+            limits = Budget(max_tokens=DEFAULT_BUDGET) if shortens else Budget(keep_ratio=1.0)
 
         passages = read_folder(docs)
         compressor = load_compressor(draft, store=store, granularity=granularity.value)
@@ -165,9 +180,7 @@ def ask(
                 show_retrieved(screen, question, len(passages), len(retrieved), search_seconds)
             texts, titles = [p.text for p in retrieved], [p.title for p in retrieved]
             with notes.status("The draft scores the passages ..."):
-                result = compressor.compress(
-                    texts, question, max_tokens=max_tokens, keep_ratio=keep_ratio, titles=titles
-                )
+                result = compressor.compress(texts, question, **asdict(limits), titles=titles)
             if not as_json:
                 show_kept(screen, retrieved, result)
             with notes.status("Answering ..."):
@@ -197,6 +210,8 @@ def compress(
         int | None, typer.Option(help="Maximum number of context tokens to keep.", show_default="1024")
     ] = None,
     keep_ratio: RatioOption = None,
+    recall: RecallOption = None,
+    min_relevance: RelevanceOption = None,
     granularity: UnitOption = Unit.sentence,
     as_json: Annotated[
         bool,
@@ -209,10 +224,11 @@ def compress(
 ) -> None:
     """Compress files or stdin with SpecPC and write the kept text, or JSON, to stdout; token counts go to stderr."""
     with report_errors():
-        from ..specpc.validation import check_budget, check_query
+        from ..specpc.budget import Budget
+        from ..specpc.validation import check_query
         from .reading import read_file
 
-        check_budget(max_tokens, keep_ratio)
+        limits = Budget(max_tokens=max_tokens, keep_ratio=keep_ratio, recall=recall, min_relevance=min_relevance)
         check_query(query)
         _check_writable(html)
         documents: list[tuple[str | None, str | None, str]] = [(None, None, _read_stdin())] if not files else []
@@ -220,7 +236,7 @@ def compress(
             documents += [(file.name, title, text) for title, text in read_file(file)]
         titles, texts = [title for _, title, _ in documents], [text for _, _, text in documents]
         compressor = load_compressor(draft, store=store, granularity=granularity.value)
-        result = compressor.compress(texts, query, max_tokens=max_tokens, keep_ratio=keep_ratio, titles=titles)
+        result = compressor.compress(texts, query, **asdict(limits), titles=titles)
         if as_json:
             sys.stdout.write(json.dumps(result.to_dict() | {"titles": titles}, ensure_ascii=False, indent=2) + "\n")
         else:

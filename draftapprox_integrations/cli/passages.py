@@ -26,14 +26,23 @@ def calibrate(
     ] = None,
     tasks: Annotated[int, typer.Option(min=6, help="Number of questions to invent.")] = 60,
     heads: Annotated[int, typer.Option(min=1, help="Number of heads to choose.")] = 8,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help='Questions with known evidence to fit weights to; JSON lines with "question", "passages", "evidence".',
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
     """Find the attention heads of a draft that attend to evidence; takes some minutes on a CPU."""
     with report_errors():
         from ..specpc.calibration.calibrate import calibrate as calibrate_draft
+        from ..specpc.calibration.fit import fit_to, read_questions
         from ..specpc.scoring.heads import check_output
 
         if out is not None:
             check_output(out)  # before minutes of work, not after
+        questions = None if data is None else read_questions(data)
         draft = load_compressor(model).draft
         started = time.perf_counter()
         with notes.status("Scoring heads ...") as status:
@@ -43,6 +52,14 @@ def calibrate(
                 heads=heads,
                 progress=lambda done, total: status.update(f"Scoring heads, question {done} of {total} ..."),
             )
+        if questions is not None:
+            with notes.status("Reading your questions ...") as status:
+                heads_found = fit_to(
+                    draft,
+                    heads_found,
+                    questions,
+                    progress=lambda done, total: status.update(f"Reading question {done} of {total} ..."),
+                )
         path = heads_found.save(out)
         screen.print(
             f"{draft.name}: heads {', '.join(f'{layer}.{head}' for layer, head in heads_found.heads)} (layer.head)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,14 @@ from ..models.locks import ForkSafeLock
 from ..models.references import Reference, as_reference, check_loadable, is_placeholder, model_reference
 from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
+from ..specpc.budget import Budget, Order
 from ..specpc.compressor import OnEmpty, SpecPC
 from ..specpc.scoring.embedder import Embedder, check_embedder
 from ..specpc.scoring.per_passage import Progress
 from ..specpc.scoring.registry import ScorerSpec, check_scorer
 from ..specpc.store.passage_store import PassageStore
 from ..specpc.store.sqlite import store_identity
-from ..specpc.validation import as_config, check_budget
+from ..specpc.validation import as_config
 from .items import KeptItem, RetrievedItem, note_on, title_of
 
 OnError = Literal["raise", "passthrough"]
@@ -158,8 +160,13 @@ class SpecPCBase(BaseModel):
         draft: The draft model: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or
             a `SpecPC` to share.
         max_tokens: Most tokens to keep of all items together, metadata not counted; >= 1.
-        keep_ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the budget is
-            `config.max_capacity_prompt`.
+        keep_ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`.
+        recall: Share of the evidence to keep, in (0, 1], as far as the scores tell, in as few sentences as that takes.
+            Scorer "fused" only, as `min_relevance`.
+        min_relevance: Lowest probability to be evidence, in [0, 1], of a kept sentence; all may be dropped.
+        top_n: Most items of which something is kept, the most relevant ones, >= 1. Without any limit the budget is
+            `config.max_capacity_prompt` tokens.
+        order: Of the output: "input", or "relevance": the most relevant first, their score that relevance.
         config: `SpecPCConfig`, or a dict of its fields: settings of the paper's method.
         compression: `CompressionConfig`, or a dict of its fields: settings of text.
         scorer: "fused", "heads", "joint", or an object with `score(query, passages, sentences)`; see `SpecPC`.
@@ -173,7 +180,7 @@ class SpecPCBase(BaseModel):
         title_keys: Metadata keys that may hold a title, the first found is used. The draft reads it with the text; it
             costs no budget. Of a file's path under "source" only the name is read, not the folders.
         metadata_key: Metadata key for the kept spans, score and token counts.
-        **fields: Fields of the framework's own base class.
+        **others: Fields of the framework's own base class.
 
     Raises:
         InvalidInputError: an argument is out of range or of the wrong type.
@@ -184,6 +191,10 @@ class SpecPCBase(BaseModel):
     draft: str = Field(frozen=True, description="Name of the draft model.")
     max_tokens: int | None = Field(default=None, description="Most tokens to keep, all items together.")
     keep_ratio: float | None = Field(default=None, description="Share of the tokens to keep, instead of max_tokens.")
+    recall: float | None = Field(default=None, description="Share of the evidence to keep.")
+    min_relevance: float | None = Field(default=None, description="Lowest relevance of a kept sentence.")
+    top_n: int | None = Field(default=None, description="Most items of which something is kept.")
+    order: Order = Field(default="input", description="Order of the output: as given, or by relevance.")
     config: SpecPCConfig = Field(frozen=True, description="Settings of the paper's method.")
     compression: CompressionConfig = Field(frozen=True, description="Settings of text.")
     scorer: str = Field(default="fused", frozen=True, description="Name of the sentence scorer.")
@@ -204,6 +215,10 @@ class SpecPCBase(BaseModel):
         *,
         max_tokens: int | None = None,
         keep_ratio: float | None = None,
+        recall: float | None = None,
+        min_relevance: float | None = None,
+        top_n: int | None = None,
+        order: Order = "input",
         config: SpecPCConfig | dict[str, Any] | None = None,
         compression: CompressionConfig | dict[str, Any] | None = None,
         scorer: ScorerSpec = "fused",
@@ -215,14 +230,20 @@ class SpecPCBase(BaseModel):
         protect: Sequence[str] = (),
         title_keys: Sequence[str] = TITLE_KEYS,
         metadata_key: str = "specpc",
-        **fields: Any,
+        **others: Any,
     ):
-        check_budget(max_tokens, keep_ratio)
+        limits = Budget(
+            max_tokens=max_tokens,
+            keep_ratio=keep_ratio,
+            recall=recall,
+            min_relevance=min_relevance,
+            top_n=top_n,
+            order=order,
+        )
         reference = CompressorReference(draft, config, compression, scorer, tokenizer, embedder, store)
         super().__init__(
             draft=reference.draft_name,
-            max_tokens=max_tokens,
-            keep_ratio=keep_ratio,
+            **asdict(limits),
             config=reference.config,
             compression=reference.compression,
             scorer=reference.scorer_name,
@@ -234,7 +255,7 @@ class SpecPCBase(BaseModel):
             protect=list(protect),
             title_keys=list(title_keys),
             metadata_key=metadata_key,
-            **fields,
+            **others,
         )
         self._reference = reference
 
@@ -249,8 +270,7 @@ class SpecPCBase(BaseModel):
             self._reference,
             items,
             query,
-            max_tokens=self.max_tokens,
-            keep_ratio=self.keep_ratio,
+            Budget(**{field.name: getattr(self, field.name) for field in fields(Budget)}),
             on_empty=self.on_empty,
             on_error=self.on_error,
             protect=self.protect,
@@ -268,9 +288,8 @@ def compress_items(
     reference: CompressorReference,
     items: Sequence[RetrievedItem],
     query: str | None,
+    limits: Budget,
     *,
-    max_tokens: int | None,
-    keep_ratio: float | None,
     on_empty: OnEmpty = "drop",
     on_error: OnError = "raise",
     protect: Sequence[str] = (),
@@ -280,8 +299,8 @@ def compress_items(
     """Compress the texts of retrieved items; arguments as `SpecPCBase`.
 
     Returns:
-        The items that stay, in input order, and the result behind them. The result is None after an error that was
-        passed over, or if no item has text.
+        The items that stay, in input order, or by relevance with those without text last; and the result behind them.
+        The result is None after an error that was passed over, or if no item has text.
 
     Raises:
         DraftApproxError: as `SpecPC.compress`, with `on_error="raise"`.
@@ -294,8 +313,7 @@ def compress_items(
         result = reference.get().compress(
             [items[index].text or "" for index in with_text],
             query or "",
-            max_tokens=max_tokens,
-            keep_ratio=keep_ratio,
+            **asdict(limits),
             titles=[title_of(items[index].metadata, title_keys) for index in with_text],
             on_empty=on_empty,
             protect=protect,
@@ -306,12 +324,12 @@ def compress_items(
             raise
         logger.warning("SpecPC passed %d items on uncompressed: %s", len(items), error)
         return unchanged, None
-    if result.tokens_before and not result.tokens_after:
+    if result.tokens_before and not result.tokens_after and limits.min_relevance is None:
         logger.warning("SpecPC kept nothing: no word of the best sentence fits %d tokens", result.budget)
-    kept = dict(enumerate(unchanged))
-    for index, passage in zip(with_text, result.passages, strict=True):
+    kept = []
+    for passage in result.passages:
+        index = with_text[passage.index]
         if passage.text or on_empty == "keep_best":
-            kept[index] = KeptItem(index, passage.text, note_on(passage, items[index].metadata.get(metadata_key)))
-        else:
-            del kept[index]
-    return list(kept.values()), result
+            kept.append(KeptItem(index, passage.text, note_on(passage, items[index].metadata.get(metadata_key))))
+    kept += [unchanged[index] for index in sorted(set(range(len(items))) - set(with_text))]
+    return kept if limits.order == "relevance" else sorted(kept, key=lambda item: item.index), result

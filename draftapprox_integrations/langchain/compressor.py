@@ -134,9 +134,10 @@ class SpecPCCompressor(SpecPCBase, BaseDocumentCompressor, RunnableSerializable[
         document = copy_model(original)
         if item.text is not None and item.note is not None:
             document.page_content = item.text
-            document.metadata[self.metadata_key] = item.note
-            if item.note["score"] is not None:
-                document.metadata.setdefault("relevance_score", item.note["score"])
+            metadata = document.metadata
+            metadata[self.metadata_key] = item.note
+            if item.note["score"] is not None and (self.order == "relevance" or "relevance_score" not in metadata):
+                metadata["relevance_score"] = item.note["score"]
         return document
 
 

@@ -19,11 +19,11 @@ from ..frameworks.retrieval import CompressorReference, OnError, compress_items
 from ..models.loading import ModelSpec
 from ..models.locks import ForkSafeLock
 from ..models.tokenization import TokenizerSpec
+from ..specpc.budget import Budget
 from ..specpc.compressor import SpecPC
 from ..specpc.scoring.embedder import Embedder
 from ..specpc.scoring.registry import ScorerSpec
 from ..specpc.store.passage_store import PassageStore
-from ..specpc.validation import check_budget
 
 _Compressed = tuple[list[str], list[dict[str, Any] | None]]  # per text: the kept text, and the note on it
 
@@ -41,8 +41,10 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         draft: The draft model: a hub id, folder, GGUF file, "default", a loaded model, a `(model, tokenizer)` pair, or
             a `SpecPC` to share. A name is loaded at the first call.
         max_tokens: Most tokens to keep of one tool result, >= 1.
-        keep_ratio: Share of each result's tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the
-            budget is `config.max_capacity_prompt`.
+        keep_ratio: Share of each result's tokens to keep, in (0, 1]; instead of `max_tokens`.
+        recall: Share of each result's evidence to keep, in (0, 1]; see `SpecPC.compress`.
+        min_relevance: Lowest probability to be evidence, in [0, 1], of a kept sentence. Without any limit the budget is
+            `config.max_capacity_prompt` tokens.
         config: `SpecPCConfig`, or a dict of its fields: settings of the paper's method.
         compression: `CompressionConfig`, or a dict of its fields: settings of text.
         scorer: "fused", "heads", "joint", or an object with `score(query, passages, sentences)`; see `SpecPC`.
@@ -67,6 +69,8 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         *,
         max_tokens: int | None = None,
         keep_ratio: float | None = None,
+        recall: float | None = None,
+        min_relevance: float | None = None,
         config: SpecPCConfig | dict[str, Any] | None = None,
         compression: CompressionConfig | dict[str, Any] | None = None,
         scorer: ScorerSpec = "fused",
@@ -81,7 +85,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         cache_size: int = 256,
     ):
         super().__init__()
-        check_budget(max_tokens, keep_ratio)
+        limits = Budget(max_tokens=max_tokens, keep_ratio=keep_ratio, recall=recall, min_relevance=min_relevance)
         for name, value, least in (("trigger_tokens", trigger_tokens, 0), ("cache_size", cache_size, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidInputError(f"{name} must be an integer >= {least}; got {value!r}")
@@ -90,7 +94,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
         if isinstance(tools, str):
             raise InvalidInputError(f"tools must be a list of names; got {tools!r}")
         self._reference = CompressorReference(draft, config, compression, scorer, tokenizer, embedder, store)
-        self.max_tokens, self.keep_ratio, self.trigger_tokens = max_tokens, keep_ratio, trigger_tokens
+        self.limits, self.trigger_tokens = limits, trigger_tokens
         # The base class has an attribute `tools`: tools that a middleware adds to the agent.
         self.tool_names = None if tools is None else frozenset(tools)
         self.on_error, self.protect, self.metadata_key = on_error, list(protect), metadata_key
@@ -174,8 +178,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
             self._reference,
             [RetrievedItem(text) for text in texts],
             query,
-            max_tokens=self.max_tokens,
-            keep_ratio=self.keep_ratio,
+            self.limits,
             on_error=self.on_error,
             protect=self.protect,
         )

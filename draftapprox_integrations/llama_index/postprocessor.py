@@ -26,7 +26,8 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
 
         index.as_query_engine(node_postprocessors=[SpecPCPostprocessor(max_tokens=1024)])
 
-    Output nodes are copies of input nodes, in input order, with the same id, metadata, relationships and score. Their
+    Output nodes are copies of input nodes, in input order, with the same id, metadata, relationships and score; with
+    `order="relevance"` the most relevant first, and that relevance is their score. Their
     text is verbatim pieces of the original, whose character spans are in `metadata[metadata_key]["kept"]`; neither the
     LLM nor the embedder is shown that key. Input nodes are never changed. Nodes without text pass unchanged.
     A value of the metadata that cannot be copied, such as a lock, is shared, as is the `obj` of an `IndexNode`.
@@ -99,7 +100,10 @@ class SpecPCPostprocessor(SpecPCBase, BaseNodePostprocessor):
             for hidden in (node.excluded_llm_metadata_keys, node.excluded_embed_metadata_keys):
                 if self.metadata_key not in hidden:
                     hidden.append(self.metadata_key)
-        return NodeWithScore(node=node, score=original.score)
+        score = original.score
+        if self.order == "relevance" and item.note is not None and item.note["score"] is not None:
+            score = item.note["score"]
+        return NodeWithScore(node=node, score=score)
 
 
 def _as_item(node: BaseNode, score: float | None = None) -> RetrievedItem:

@@ -7,9 +7,7 @@ step a public function or class: `segment` -> `Scorer.score` (the default fuses 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,27 +21,26 @@ from ..models.attention import attention_view
 from ..models.loading import LoadedModel, ModelSpec, load_model
 from ..models.locks import renewed_in_children
 from ..models.tokenization import TextEncoder, TokenCounter, TokenizerSpec
-from ..report.heatmap import Heatmap
-from ..results import CompressedPassage, CompressionResult, Selection, Span
+from ..results import CompressionResult, Selection, Span
+from .assembly import Scored, Stopwatch, assemble, whole
+from .budget import Budget, Order
 from .calibration.calibrate import calibrate
+from .calibration.fit import fit_to, read_questions
 from .scoring.embedder import Embedder, check_embedder
-from .scoring.fusion import attention_of
 from .scoring.heads import HeadSet, check_heads, find_heads
 from .scoring.per_passage import CalibratedHeadsScorer, Progress
 from .scoring.prompt import PromptBuilder
-from .scoring.registry import ScorerSettings, ScorerSpec, build_scorer, check_scorer
+from .scoring.registry import ScorerSettings, ScorerSpec, attention_of, build_scorer, check_scorer
 from .scoring.scorer import Scorer, check_scores
 from .store.passage_store import PassageStore, open_store
-from .text.packing import Packed, Packer
+from .text.packing import Packer
 from .text.ranking import Pattern, longest_units, rank
-from .text.segmentation import Passage, segment
+from .text.segmentation import segment
 from .token_selection import choose_positions
 from .validation import (
     as_config,
     as_passages,
-    budget_in_tokens,
     check_batch,
-    check_budget,
     check_on_empty,
     check_protect,
     check_query,
@@ -159,6 +156,10 @@ class SpecPC:
         *,
         max_tokens: int | None = None,
         keep_ratio: float | None = None,
+        recall: float | None = None,
+        min_relevance: float | None = None,
+        top_n: int | None = None,
+        order: Order = "input",
         titles: Sequence[str | None] | None = None,
         on_empty: OnEmpty = "drop",
         protect: Sequence[Pattern] = (),
@@ -170,8 +171,13 @@ class SpecPC:
             passages: Texts; an empty list gives an empty result.
             query: The query they were retrieved for.
             max_tokens: Most tokens to keep, all passages together, >= 1.
-            keep_ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`. Without either, the budget is
-                `config.max_capacity_prompt`.
+            keep_ratio: Share of the tokens to keep, in (0, 1]; instead of `max_tokens`.
+            recall: Share of the evidence to keep, in (0, 1], as far as the scores tell, in as few sentences as that
+                takes. Scorer "fused" only, as `min_relevance`.
+            min_relevance: Lowest probability to be evidence, in [0, 1], of a kept sentence; all may be dropped.
+            top_n: Most passages of which something is kept, the most relevant ones, >= 1. Without any limit the budget
+                is `config.max_capacity_prompt` tokens.
+            order: "relevance": the passages of the result are sorted, the most relevant first.
             titles: Per passage a title or None. Scored with the passage; not part of the budget or the output.
             on_empty: "drop" lets a passage lose everything. "keep_best" first gives each passage its best sentence;
                 where the budget cannot pay for all of these, the lowest-ranked keep only its first words.
@@ -180,45 +186,52 @@ class SpecPC:
 
         Returns:
             One entry per passage, in order. Passages that together fit the budget pass untouched and the draft does
-            not run.
+            not run, unless `recall`, `min_relevance`, `top_n` or `order="relevance"` asks for scores.
 
         Raises:
             InvalidInputError: an argument is invalid, or a setting can have no effect with this scorer.
             BudgetError: protected text does not fit the budget.
             ScoringError: the draft produced NaN.
         """
-        start = time.perf_counter()
+        watch = Stopwatch()
+        limits = Budget(
+            max_tokens=max_tokens,
+            keep_ratio=keep_ratio,
+            recall=recall,
+            min_relevance=min_relevance,
+            top_n=top_n,
+            order=order,
+        )
         items = as_passages(passages, titles, retriever_scores)
         query, protect = check_query(query), check_protect(protect)
-        check_budget(max_tokens, keep_ratio)
         check_on_empty(on_empty)
         texts = [item.text for item in items]
         before = self._counter.count(texts)
-        budget = budget_in_tokens(max_tokens, keep_ratio, self.config.max_capacity_prompt, sum(before))
-        if sum(before) <= budget:
-            whole = Packed([[(0, len(text))] if text else [] for text in texts], texts, before)
-            return self._result(query, items, before, whole, budget, _timings(start))
-        limits = longest_units(texts, budget, sum(before), protect)
+        budget, names = (
+            limits.tokens(self.config.max_capacity_prompt, sum(before)),
+            (self._counter.name, self.draft.name),
+        )
+        if sum(before) <= budget and not limits.needs_scores:
+            return assemble(query, items, before, whole(items, before), budget, names, watch)
+        longest = longest_units(texts, budget, sum(before), protect)
         granularity = self.compression.granularity
-        sentences = segment(texts, granularity, self._token_spans(texts), max_characters=limits)
-        tokenized = time.perf_counter()
+        sentences = segment(texts, granularity, self._token_spans(texts), max_characters=longest)
+        watch.done("tokenize")
         scores = check_scores(self.scorer, self.scorer.score(query, items, sentences), sentences)
-        scored = time.perf_counter()
-        neighbors = self.config.resolved_neighbors()
-        ranking = rank(items, sentences, scores, self.compression, protect=protect, neighbor_tokens=neighbors)
+        limits.check_scores(scores)
+        watch.done("score")
+        ranking = rank(
+            items,
+            sentences,
+            scores,
+            self.compression,
+            protect=protect,
+            neighbor_tokens=self.config.resolved_neighbors(),
+            eligible=limits.eligible(scores),
+        )
         packer = Packer(texts, before, self.compression.resolved_separator(), self._counter.count)
         packed = packer.pack(ranking, budget, best_of_each=on_empty == "keep_best")
-        return self._result(
-            query,
-            items,
-            before,
-            packed,
-            budget,
-            _timings(start, tokenized, scored),
-            passage_scores=ranking.passage_scores,
-            heat=scores.heat(sentences),
-            draft_tokens=0 if scores.tokens is None else scores.tokens.tokens_read,
-        )
+        return assemble(query, items, before, packed, budget, names, watch, Scored(sentences, scores, ranking), order)
 
     async def acompress(self, passages: Iterable[str], query: str, **options: Any) -> CompressionResult:
         """`compress` in a worker thread, so that the event loop stays free."""
@@ -249,21 +262,28 @@ class SpecPC:
             )
         return attention.ingest(items, progress)
 
-    def calibrate(self, *, tasks: int = 60, heads: int = 8, seed: int = 0) -> HeadSet:
+    def calibrate(
+        self, *, tasks: int = 60, heads: int = 8, seed: int = 0, data: str | os.PathLike[str] | None = None
+    ) -> HeadSet:
         """Find the attention heads of the draft that find evidence, and use them from now on; minutes on a CPU.
 
         Args:
             tasks: Number of invented questions.
             heads: Number of heads to choose.
             seed: Seed of the questions.
+            data: File of questions with known evidence (`read_tasks` says how): the weights of scorer "fused", with
+                this embedder, are fitted to them too. At least 30 questions; a few hundred are better.
 
         Returns:
             The heads; `save()` keeps them for every `SpecPC` with this draft, as `draftapprox calibrate` does.
 
         Raises:
             UnsupportedModelError: the draft's weights are offloaded.
+            InvalidInputError: `data` cannot be read, or holds too few questions.
         """
-        self._heads = calibrate(self.draft, tasks=tasks, heads=heads, seed=seed)
+        questions = [] if data is None else read_questions(data)
+        found = calibrate(self.draft, tasks=tasks, heads=heads, seed=seed)
+        self._heads = fit_to(self.draft, found, questions, self.embedder, seed=seed) if questions else found
         self.__dict__.pop("scorer", None)
         return self._heads
 
@@ -285,7 +305,8 @@ class SpecPC:
     def has_heads_of_its_own(self) -> bool:
         """Whether it has calibrated heads that are not those saved for the draft."""
         saved = find_heads(self.draft.model)
-        return self._heads is not None and (saved is None or saved.heads != self._heads.heads)
+        mine = self._heads
+        return mine is not None and (saved is None or (saved.heads, saved.relevance) != (mine.heads, mine.relevance))
 
     def __deepcopy__(self, memo: object) -> SpecPC:
         return self  # it holds no state of a request; a copy would double the weights
@@ -310,41 +331,3 @@ class SpecPC:
         if self.compression.granularity != "token":
             return None
         return [encoded.spans for encoded in self._encoder.encode(texts)]
-
-    def _result(
-        self,
-        query: str,
-        items: Sequence[Passage],
-        before: list[int],
-        packed: Packed,
-        budget: int,
-        timings: dict[str, float],
-        *,
-        passage_scores: list[float] | None = None,
-        heat: list[list[tuple[int, int, float]]] | None = None,
-        draft_tokens: int = 0,
-    ) -> CompressionResult:
-        scores = passage_scores or [math.nan] * len(items)
-        heat = heat or [[] for _ in items]
-        columns = (packed.texts, packed.spans, scores, before, packed.tokens, heat, [item.title for item in items])
-        return CompressionResult(
-            passages=[CompressedPassage(item.text, *row) for item, *row in zip(items, *columns, strict=True)],
-            query=query,
-            tokens_before=sum(before),
-            tokens_after=packed.total,
-            budget=budget,
-            tokenizer=self._counter.name,
-            timings=timings,
-            draft=self.draft.name,
-            draft_tokens=draft_tokens,
-            renderer=Heatmap(),
-        )
-
-
-def _timings(start: float, tokenized: float | None = None, scored: float | None = None) -> dict[str, float]:
-    """Seconds of each step that ends now; a step that did not run took none."""
-    done = time.perf_counter()
-    tokenized = done if tokenized is None else tokenized
-    scored = done if scored is None else scored
-    steps = {"tokenize": tokenized - start, "score": scored - tokenized, "select": done - scored}
-    return steps | {"total": done - start}

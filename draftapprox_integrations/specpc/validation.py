@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -141,31 +140,6 @@ def check_on_empty(on_empty: Any) -> None:
     """
     if on_empty not in ("drop", "keep_best"):
         raise InvalidInputError(f"on_empty must be 'drop' or 'keep_best'; got {on_empty!r}")
-
-
-def check_budget(max_tokens: Any, keep_ratio: Any) -> None:
-    """Check that at most one of the two is given, and in range.
-
-    Raises:
-        InvalidInputError: names the argument, the value and the limit.
-    """
-    if max_tokens is not None and keep_ratio is not None:
-        raise InvalidInputError(f"give max_tokens or keep_ratio, not both; got {max_tokens!r} and {keep_ratio!r}")
-    if max_tokens is not None and (
-        isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 1
-    ):
-        raise InvalidInputError(f"max_tokens must be an integer >= 1; got {max_tokens!r}")
-    if keep_ratio is not None and (
-        isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 < float(keep_ratio) <= 1
-    ):
-        raise InvalidInputError(f"keep_ratio must be in (0, 1]; got {keep_ratio!r}")
-
-
-def budget_in_tokens(max_tokens: int | None, keep_ratio: float | None, default: int, total: int) -> int:
-    """The budget: `max_tokens`, or `keep_ratio` of `total` (rounded down, at least 1), or `default`."""
-    if keep_ratio is not None:
-        return max(1, math.floor(float(keep_ratio) * total + 1e-9))
-    return default if max_tokens is None else int(max_tokens)
 
 
 def check_batch(

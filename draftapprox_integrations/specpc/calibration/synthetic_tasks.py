@@ -1,13 +1,13 @@
 """Synthetic tasks for calibration: invented passages, a question, and the sentences that hold the answer.
 
-Nothing is downloaded and every name is invented, so a model cannot know the answers: it must find them. Three shapes:
-facts in prose among passages of the same kind, keys and values, and two hops.
+Nothing is downloaded and every name is invented, so a model cannot know the answers: it must find them. Four shapes:
+facts in prose among passages of the same kind, keys and values, two hops, and facts that do not name their subject.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...results import Span
@@ -85,27 +85,32 @@ _HOPS: list[tuple[str, str, str, str]] = [  # first sentence about {x}, second a
 ]  # fmt: skip
 
 
+SHAPES = ("prose", "pairs", "hops", "split")
+
+
 @dataclass(frozen=True)
 class Task:
     """A question among passages.
 
     Attributes:
-        shape: "prose", "pairs" or "hops".
+        shape: One of `SHAPES`, or the kind of data that it comes from.
         question: The question.
-        titles, passages: The passages and what they are called.
-        evidence: (passage, (start, end)) of each sentence that is needed.
+        titles, passages: The passages and what they are called, None for no title.
+        evidence: (passage, (start, end)) of each sentence that is needed; none if there is no answer.
         answer: The answer.
     """
 
     shape: str
     question: str
-    titles: list[str]
+    titles: list[str | None]
     passages: list[str]
     evidence: list[tuple[int, Span]]
     answer: str
 
 
-def make_tasks(count: int, passages: int = 10, seed: int = 0) -> list[Task]:
+def make_tasks(
+    count: int, passages: int = 10, seed: int = 0, shapes: Sequence[str] = ("prose", "pairs", "hops")
+) -> list[Task]:
     """`count` tasks of `passages` passages each, the shapes in turn; the same for the same seed.
 
     Raises:
@@ -114,8 +119,8 @@ def make_tasks(count: int, passages: int = 10, seed: int = 0) -> list[Task]:
     if passages < 4:
         raise ValueError(f"passages must be >= 4; got {passages}")
     rng = random.Random(seed)
-    shapes: list[Callable[[random.Random, int], Task]] = [_prose, _pairs, _hops]
-    return [shapes[i % len(shapes)](rng, passages) for i in range(count)]
+    makers = {"prose": _prose, "pairs": _pairs, "hops": _hops, "split": _split}
+    return [makers[shapes[i % len(shapes)]](rng, passages) for i in range(count)]
 
 
 def _name(rng: random.Random) -> str:
@@ -165,6 +170,17 @@ def _prose(rng: random.Random, count: int) -> Task:
     return _shuffled(rng, "prose", question, names, [text for text, _ in articles], [(0, sentence)], answer)
 
 
+def _split(rng: random.Random, count: int) -> Task:
+    """As `_prose` without titles: a passage's first sentence alone names it, and is needed beside the fact."""
+    asked = rng.choice(list(_KINDS))
+    names = [_value("person", rng) if asked == "person" else _name(rng) for _ in range(count)]
+    articles = [_article(rng, asked, name) for name in names]
+    sentence, question, answer = rng.choice(articles[0][1])
+    opening = articles[0][0][: articles[0][0].index(".") + 1]
+    texts = [text for text, _ in articles]
+    return _shuffled(rng, "split", question, [None] * count, texts, [(0, opening), (0, sentence)], answer)
+
+
 def _pairs(rng: random.Random, count: int) -> Task:
     """Lines of keys and values, as in lists, tables and logs."""
     line = rng.choice(("{k}: {v}.", "- {k} = {v}", "| {k} | {v} |", "The code of {k} is {v}."))
@@ -201,7 +217,7 @@ def _shuffled(
     rng: random.Random,
     shape: str,
     question: str,
-    titles: list[str],
+    titles: Sequence[str | None],
     passages: list[str],
     evidence: list[tuple[int, str]],
     answer: str,

@@ -5,6 +5,7 @@ from .embedder import EmbedderScorer
 from .fusion import FusionScorer, Part, RetrieverScorer
 from .joint import JointAttentionScorer
 from .per_passage import CalibratedHeadsScorer
+from .relevance import RelevanceScorer
 from .scorer import Scorer
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FusionScorer",
     "JointAttentionScorer",
     "Part",
+    "RelevanceScorer",
     "RetrieverScorer",
     "Scorer",
 ]

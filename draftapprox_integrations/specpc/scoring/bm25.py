@@ -51,30 +51,33 @@ class BM25Index:
     """BM25 over texts that belong to passages.
 
     Args:
-        texts: The texts.
+        texts: The texts, or their words as of `split_words`.
         passages: Per text the index of its passage.
+
+    Attributes:
+        words: Per text its words.
     """
 
-    def __init__(self, texts: Sequence[str], passages: Sequence[int]):
+    def __init__(self, texts: Sequence[str] | Sequence[list[str]], passages: Sequence[int]):
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs its progress at level DEBUG
-        self._words = split_words(texts)
+        self.words = [split_words([text])[0] if isinstance(text, str) else text for text in texts]
         self._passages_with: dict[str, set[int]] = {}
-        for words, passage in zip(self._words, passages, strict=True):
+        for words, passage in zip(self.words, passages, strict=True):
             for word in words:
                 self._passages_with.setdefault(word, set()).add(passage)
         self._passages = len(set(passages))
         self._index: Any = None
         if self._passages_with:
             self._index = bm25s.BM25()
-            self._index.index(self._words, show_progress=False)
+            self._index.index(self.words, show_progress=False)
 
     def scores(self, query: str | Sequence[str]) -> Tensor:
         """float32 [texts], for a query or for words of `split_words`; all 0 where no word is shared."""
         words = split_words([query])[0] if isinstance(query, str) else list(query)
         if self._index is None or not words:
-            return torch.zeros(len(self._words))
+            return torch.zeros(len(self.words))
         return torch.from_numpy(self._index.get_scores(words)).float()
 
     def new_terms(self, text: int, query: str) -> list[str]:
@@ -84,7 +87,7 @@ class BM25Index:
         words share these words, and a search for them would find every passage.
         """
         asked, few = set(split_words([query])[0]), max(2, self._passages // 3)
-        return [word for word in self._words[text] if word not in asked and len(self._passages_with[word]) <= few]
+        return [word for word in self.words[text] if word not in asked and len(self._passages_with[word]) <= few]
 
 
 class BM25Scorer:

@@ -63,13 +63,13 @@ def check_embedder(embedder: Any) -> Any:
     """`embedder`, unchanged.
 
     Raises:
-        InvalidInputError: it has no way to embed texts.
+        InvalidInputError: it can neither embed texts nor score sentences.
     """
-    known = any(hasattr(embedder, name) for name in ("embed_documents", "get_text_embedding_batch"))
+    known = any(hasattr(embedder, name) for name in ("embed_documents", "get_text_embedding_batch", "score"))
     if embedder is not None and (isinstance(embedder, type) or not (known or callable(embedder))):
         raise InvalidInputError(
-            "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, or a function from a list of texts "
-            f"to their vectors; got {embedder!r}"
+            "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, a function from a list of texts to "
+            f"their vectors, or a Scorer; got {embedder!r}"
         )
     return embedder
 

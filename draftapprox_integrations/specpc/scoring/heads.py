@@ -37,12 +37,15 @@ class HeadSet:
         fingerprint: Its `fingerprint`.
         heads: (layer, query head), best first; all have the same weight.
         measured: Figures of the calibration, for people who open the file.
+        relevance: Relevance models that were fitted with these heads (`RelevanceModels.content`); None: those of the
+            package serve.
     """
 
     model: str
     fingerprint: str
     heads: tuple[tuple[int, int], ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
+    relevance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple((int(layer), int(head)) for layer, head in self.heads))

@@ -92,6 +92,8 @@ class CalibratedHeadsScorer(AttentionScorer):
         UnsupportedModelError: the draft's attention cannot be observed.
     """
 
+    kind = "heads"
+
     def __init__(
         self,
         draft: ModelSpec = "default",

@@ -16,6 +16,7 @@ from .heads import HeadSet, find_heads, require_heads
 from .joint import JointAttentionScorer
 from .per_passage import CalibratedHeadsScorer
 from .reduction import PooledMax, mean_scores
+from .relevance import RelevanceModels, RelevanceScorer
 from .scorer import AttentionScorer, Reduction, Scorer
 
 ScorerName = Literal["fused", "heads", "joint"]
@@ -86,12 +87,13 @@ def heads(settings: ScorerSettings) -> Scorer:
 
 
 def fused(settings: ScorerSettings) -> Scorer:
-    """Attention, BM25, an embedder if there is one, and the retriever's scores; words and tokens by attention alone.
+    """A probability from attention, words, an embedder if there is one, and the retriever; tokens by attention alone.
 
     The attention is that of calibrated heads, or the joint one for a draft that was never calibrated.
     """
     calibrated = settings.heads or find_heads(settings.draft.model)
     attention: AttentionScorer
+    models = None
     by_sentence = settings.compression.granularity == "sentence"
     extra = {"embedder"} if by_sentence else set()
     if calibrated is None:
@@ -102,7 +104,8 @@ def fused(settings: ScorerSettings) -> Scorer:
     else:
         settings.refuse_unused("calibrated heads", config=set(), arguments={"store", "heads"} | extra)
         attention = _heads(settings, calibrated)
-    return FusionScorer.of_draft(attention, settings.embedder) if by_sentence else attention
+        models = None if calibrated.relevance is None else RelevanceModels.of_content(calibrated.relevance)
+    return RelevanceScorer(attention, settings.embedder, models) if by_sentence else attention
 
 
 SCORERS: dict[str, Callable[[ScorerSettings], Scorer]] = {"fused": fused, "heads": heads, "joint": joint}
@@ -139,3 +142,14 @@ def _joint(settings: ScorerSettings) -> JointAttentionScorer:
 def _heads(settings: ScorerSettings, calibrated: HeadSet) -> CalibratedHeadsScorer:
     store = open_store(settings.store)
     return CalibratedHeadsScorer(settings.draft, calibrated, store=store, reduction=settings.reduction())
+
+
+def attention_of(scorer: Scorer) -> AttentionScorer | None:
+    """The part of a scorer that runs a draft, if there is one."""
+    if isinstance(scorer, AttentionScorer):
+        return scorer
+    if isinstance(scorer, RelevanceScorer):
+        return scorer.attention
+    if isinstance(scorer, FusionScorer):
+        return next((found for part in scorer.parts if (found := attention_of(part.scorer)) is not None), None)
+    return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,11 +59,12 @@ class SentenceScores(list[Tensor]):
 
     Attributes:
         tokens: The draft's token scores, or None.
+        are_probabilities: Whether a score is the probability that the sentence is evidence.
     """
 
-    def __init__(self, scores: Iterable[Tensor], tokens: TokenScores | None = None):
+    def __init__(self, scores: Iterable[Tensor], tokens: TokenScores | None = None, are_probabilities: bool = False):
         super().__init__(scores)
-        self.tokens = tokens
+        self.tokens, self.are_probabilities = tokens, are_probabilities
 
     def heat(self, sentences: Sequence[Sequence[Sentence]]) -> list[list[tuple[int, int, float]]]:
         """Per passage (start, end, score >= 0) of each token the draft read; without a draft, of each sentence."""
@@ -88,7 +89,12 @@ class AttentionScorer(ABC):
 
     Args:
         reduction: Turns token scores into scores of units, such as `mean_scores`.
+
+    Attributes:
+        kind: "heads", the attention of heads that find evidence, or "joint", of all heads.
     """
+
+    kind: Literal["heads", "joint"] = "joint"
 
     def __init__(self, reduction: Reduction):
         self.reduction = reduction
@@ -101,6 +107,15 @@ class AttentionScorer(ABC):
             InvalidInputError: the query alone fills the draft's context window.
             ScoringError: a score is NaN or infinite.
         """
+
+    def score_heads(self, query: str, passages: Sequence[Passage]) -> tuple[list[Tensor], list[list[Span]], int]:
+        """As `score_tokens`, each head by itself, where heads are told apart.
+
+        Returns:
+            Per passage float32 [heads, tokens]; per passage the character spans of its tokens; tokens read.
+        """
+        found = self.score_tokens(query, passages)
+        return [row[None] for row in found.scores], found.spans, found.tokens_read
 
     def score(self, query: str, passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]]) -> SentenceScores:
         """Per passage float32 [sentences]: the reduced scores of each sentence's tokens."""
@@ -136,7 +151,7 @@ def check_scores(scorer: Scorer, found: Any, sentences: Sequence[Sequence[Senten
             f"{name}.score must return one tensor of finite numbers for each passage, one for each of its sentences "
             f"({error})"
         ) from error
-    return SentenceScores(scores, getattr(found, "tokens", None))
+    return SentenceScores(scores, getattr(found, "tokens", None), getattr(found, "are_probabilities", False))
 
 
 def check_finite(scores: Tensor) -> None:

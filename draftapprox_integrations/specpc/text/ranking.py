@@ -67,6 +67,7 @@ def rank(
     *,
     protect: Sequence[Pattern] = (),
     neighbor_tokens: int = 0,
+    eligible: Sequence[bool] | None = None,
 ) -> Ranking:
     """Rank the units of some passages.
 
@@ -77,6 +78,8 @@ def rank(
         config: Settings; None for the defaults.
         protect: Units that contain one of these come first and must be kept.
         neighbor_tokens: With granularity "token", how many tokens a chosen one brings, itself included.
+        eligible: One bool for each unit, passage after passage: the others are left out, unless they are protected or
+            come with one that is kept. None: all.
     """
     config = config or CompressionConfig()
     units = [unit for group in sentences for unit in group]
@@ -86,6 +89,8 @@ def rank(
     for i in by_score:
         if units[i] not in sections:
             best.setdefault(units[i].passage, units[i])
+    if eligible is not None:
+        by_score = [i for i in by_score if eligible[i]]
     if config.granularity == "sentence":
         by_score = without_duplicates(passages, units, by_score)
         by_score = with_context(units, sections, by_score, config.keep_context, config.min_per_passage)

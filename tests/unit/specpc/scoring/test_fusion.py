@@ -16,15 +16,8 @@ from draftapprox_integrations.langchain import SpecPCCompressor
 from draftapprox_integrations.llama_index import SpecPCPostprocessor
 from draftapprox_integrations.specpc.scoring.bm25 import BM25Index, BM25Scorer, split_words
 from draftapprox_integrations.specpc.scoring.embedder import EmbedderScorer, similarities
-from draftapprox_integrations.specpc.scoring.fusion import (
-    RETRIEVER,
-    FusionScorer,
-    Part,
-    RetrieverScorer,
-    standardize,
-    standardize_log,
-    unscaled,
-)
+from draftapprox_integrations.specpc.scoring.fusion import FusionScorer, Part, RetrieverScorer
+from draftapprox_integrations.specpc.scoring.scales import standardize, standardize_log, unscaled
 from draftapprox_integrations.specpc.text import Passage, Sentence
 
 TEXTS = ["Harbour\nThe crane lifts twelve tonnes.", "Ferry\nIt carries 148 passengers.", "Ferry\nIt is blue."]
@@ -53,7 +46,7 @@ def fuse(
     sentences = [[Sentence(passage, i, i + 1, texts[i]) for i in group] for passage, group in enumerate(groups)]
     parts = [Part(Known([attention[group] for group in groups]), scale=standardize_log), BM25Scorer()]
     parts += [EmbedderScorer(embedder)] if embedder else []
-    found = FusionScorer([*parts, Part(RetrieverScorer(), RETRIEVER, unscaled)]).score(query, passages, sentences)
+    found = FusionScorer([*parts, Part(RetrieverScorer(), 0.5, unscaled)]).score(query, passages, sentences)
     fused = torch.zeros(len(texts))
     for group, row in zip(groups, found, strict=True):
         fused[group] = row
@@ -173,7 +166,7 @@ def test_embedders_of_both_frameworks() -> None:
         (lambda texts: "text", "must return one vector of finite numbers"),
         (lambda texts: [], "must return one vector|failed: ValueError"),
         (lambda texts: 1 / 0, "the embedder function failed: ZeroDivisionError"),
-        (object(), "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, or a function"),
+        (object(), "embedder must be a LangChain Embeddings, a LlamaIndex BaseEmbedding, a function"),
         ("MiniLM", "embedder must be a LangChain Embeddings.*; got 'MiniLM'"),
         (MockEmbedding, "embedder must be"),
     ],

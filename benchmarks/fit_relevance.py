@@ -1,0 +1,91 @@
+"""Fit the relevance models that come with the package, on questions that no result is reported on.
+
+    python -m benchmarks.fit_relevance --data hotpotqa_train.json musique_train.json 2wikimultihopqa.json squad.json \
+        --store keys.db --out draftapprox_integrations/specpc/scoring/calibrated/relevance.json
+
+The mixture: each file, and invented questions of every shape; all sources have the same weight. Of SQuAD's articles the
+first half is used, the other is for reports. HotpotQA's development questions and NQ-open are never used.
+
+One model for each kind of attention and of similarity: "heads" and "joint" (on a part of the questions, as it reads all
+passages again for every question); "none", "embedder" (MiniLM, with its cosines), "scorer" (MiniLM's order alone, in
+place of a scorer of the user's). Half of the questions come with retriever scores: MiniLM's similarity of passages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftapprox_integrations import PassageStore, load_model
+from draftapprox_integrations.specpc.calibration.fit import HIDDEN, Example, fit_relevance, make_examples
+from draftapprox_integrations.specpc.calibration.questions import read_tasks, squad_tasks
+from draftapprox_integrations.specpc.calibration.synthetic_tasks import SHAPES, Task, make_tasks
+from draftapprox_integrations.specpc.scoring import CalibratedHeadsScorer, EmbedderScorer, JointAttentionScorer
+from draftapprox_integrations.specpc.scoring.relevance import RelevanceModel, RelevanceModels, RelevanceScorer
+from draftapprox_integrations.specpc.text import Passage
+
+from .common import machine
+from .minilm import MiniLM
+from .remembered import Remembered
+
+SEED = 11
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="JSON files in known layouts")
+    parser.add_argument("--draft", default="default")
+    parser.add_argument("-n", type=int, default=200, help="most questions of each file")
+    parser.add_argument("--invented", type=int, default=240, help="invented questions")
+    parser.add_argument("--joint", type=int, default=60, help="questions of each source that are read jointly too")
+    parser.add_argument("--hidden", type=int, default=HIDDEN)
+    parser.add_argument("--store", type=Path, help="keeps what the draft has read, for the next run")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    begun = time.perf_counter()
+    draft, embedder = load_model(args.draft), MiniLM.shared()
+    sources = [tasks_of(path, args.n) for path in args.data]
+    sources.append(make_tasks(args.invented, seed=SEED, shapes=SHAPES))
+    store = None if args.store is None else PassageStore(args.store)
+    heads = CalibratedHeadsScorer(draft, store=store)
+    models: dict[tuple[str, str], RelevanceModel] = {}
+    for attention, some in ((heads, sources), (JointAttentionScorer(draft), [s[: args.joint] for s in sources])):
+        known = Remembered(attention)
+        for semantic, other in (("none", None), ("embedder", embedder), ("scorer", EmbedderScorer(embedder))):
+            examples: list[Example] = []
+            for source in some:
+                examples += make_examples(RelevanceScorer(known, other), source, retriever=by_minilm, seed=SEED)
+            models[known.kind, semantic] = fit_relevance(examples, hidden=args.hidden)
+            print(
+                f"{known.kind}, {semantic}: {len(examples)} questions, {time.perf_counter() - begun:.0f} s",
+                file=sys.stderr,
+            )
+    args.out.write_text(json.dumps(RelevanceModels(models).content()) + "\n", encoding="utf-8")
+    print(machine())
+    print(f"{draft.name}; {', '.join(f'{path.name} {len(s)}' for path, s in zip(args.data, sources, strict=False))}, ")
+    print(f"{args.invented} invented questions; written to {args.out}")
+
+
+def tasks_of(path: Path, count: int) -> list[Task]:
+    """Questions of a file; of SQuAD those of the first half of its articles."""
+    data: Any = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else []
+    if isinstance(data, dict):
+        return squad_tasks(data["data"][: len(data["data"]) // 2], count, 12, SEED)
+    return read_tasks(path, count, seed=SEED)
+
+
+def by_minilm(query: str, passages: Sequence[Passage]) -> list[float]:
+    """MiniLM's similarity of the query and each passage with its title."""
+    vectors = MiniLM.shared()([query, *(f"{one.title}\n{one.text}" if one.title else one.text for one in passages)])
+    return [float(value) for value in torch.mv(vectors[1:], vectors[0])]
+
+
+if __name__ == "__main__":
+    main()
