@@ -233,6 +233,27 @@ def test_relevance_scores(smol: SpecPC) -> None:
     assert not any("relevance_score" in document.metadata for document in whole)  # all fitted: nothing was scored
 
 
+def test_as_a_reranker_and_by_relevance(smol: SpecPC) -> None:
+    given = [*documents()[1:], Document(page_content="", metadata={"page": 1}), documents()[0]]
+    part = SpecPCCompressor(smol, top_n=2, order="relevance")
+    kept = part.compress_documents(given, QUESTION)
+    assert kept[0].page_content == FACTS[0]  # the relevant one first, all of it: nothing limits the tokens
+    assert len(kept) == 3
+    assert kept[2] == given[2]  # without text, so last and unchanged
+    scores = [document.metadata["relevance_score"] for document in kept[:2]]
+    assert 1 > scores[0] > scores[1] > 0
+    scored = documents()
+    scored[0].metadata["relevance_score"] = 0.01
+    reranked = part.compress_documents(scored, QUESTION)[0].metadata["relevance_score"]
+    assert reranked == pytest.approx(scores[0], abs=1e-4)  # not the 0.01: it is the reranker
+    some = SpecPCCompressor(smol, recall=0.5).compress_documents(given, QUESTION)
+    assert "The Candlemas Storm came on 2 February 1938." in some[-1].page_content
+    assert sum(len(document.page_content) for document in some) < len("".join(FACTS)) / 2
+    assert SpecPCCompressor(smol, min_relevance=1.0).compress_documents(documents(), QUESTION) == []
+    all_of_them = SpecPCCompressor(smol, min_relevance=1.0, on_empty="keep_best")
+    assert len(all_of_them.compress_documents(documents(), QUESTION)) == 3
+
+
 def test_spans_of_a_compressed_text_that_was_split(smol: SpecPC) -> None:
     original = " ".join(FACTS)
     (once,) = SpecPCCompressor(smol, max_tokens=60).compress_documents([Document(original)], QUESTION)

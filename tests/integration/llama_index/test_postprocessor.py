@@ -357,3 +357,20 @@ def test_compress_takes_a_plain_question_too(smol: SpecPC) -> None:
     expected, _ = part.compress(nodes, QueryBundle("When was the bridge opened?"))
     assert [node.text for node in found] == [node.text for node in expected]
     assert result.query == "When was the bridge opened?"
+
+
+def test_as_a_reranker_and_by_relevance(smol: SpecPC) -> None:
+    given = nodes_of([FACTS[1], FACTS[2], FACTS[0]])
+    kept = SpecPCPostprocessor(smol, top_n=2, order="relevance").postprocess_nodes(given, query_str=QUESTION)
+    assert kept[0].node.node_id == "node-2"
+    assert len(kept) == 2
+    assert 1 > kept[0].score > kept[1].score > 0
+    assert kept[0].score == kept[0].node.metadata["specpc"]["score"]
+    in_order = SpecPCPostprocessor(smol, top_n=2).postprocess_nodes(given, query_str=QUESTION)
+    assert in_order[-1].node.node_id == "node-2"
+    assert in_order[-1].score == given[2].score  # the retriever's stays
+    (best,) = SpecPCPostprocessor(smol, recall=0.3).postprocess_nodes(given, query_str=QUESTION)
+    assert best.node.get_content() == "The Candlemas Storm came on 2 February 1938."
+    assert SpecPCPostprocessor(smol, min_relevance=1.0).postprocess_nodes(given, query_str=QUESTION) == []
+    with pytest.raises(InvalidInputError, match=r"recall must be in \(0, 1\]; got 2"):
+        SpecPCPostprocessor(smol, recall=2)
