@@ -30,6 +30,7 @@ _INVENTED = 0.3  # weight of invented questions beside a user's
 _STEPS, _BATCH, _LEARNING_RATE, _DECAY = 400, 64, 0.01, 0.6
 _ABSOLUTE = 3.0  # weight of the loss that makes outputs comparable between questions, beside that of their order
 _FOLDS = 3
+_WHOLE, _FEW, _MOST_OTHERS = 0.5, 0.3, 4  # shares of questions, and passages beside the evidence where these are few
 _LEAST_SCALE = 0.05
 _SEPARABLE = 1e-3  # keeps the temperature from 0 where evidence was told without a mistake
 
@@ -111,15 +112,19 @@ def make_examples(
 ) -> list[Example]:
     """Read questions and note their signals; the weights of all together are 1.
 
+    Users retrieve few passages or many, and not always one with the answer. So half of the questions are read with all
+    of their passages, three in ten with the evidence among few, and two in ten without the evidence.
+
     Args:
         scorer: Has the draft, and the embedder if one takes part.
         tasks: The questions.
         retriever: Scores the passages of every other question, as those of a user may come with scores or without.
-        seed: Seed of the choice.
+        seed: Seed of these choices.
         progress: Called with the number of questions done and their total.
     """
     rng, made = random.Random(seed), []
-    for done, task in enumerate(tasks):
+    for done, whole in enumerate(tasks):
+        task = _varied(whole, rng)
         passages = [Passage(text, title) for text, title in zip(task.passages, task.titles, strict=True)]
         if retriever is not None and rng.random() < 0.5:
             scores = retriever(task.question, passages)
@@ -136,6 +141,26 @@ def make_examples(
         if progress is not None:
             progress(done + 1, len(tasks))
     return made
+
+
+def _varied(task: Task, rng: random.Random) -> Task:
+    """A question with all of its passages, with few of them, or without those of its evidence."""
+    gold = sorted({passage for passage, _ in task.evidence})
+    others = [index for index in range(len(task.passages)) if index not in gold]
+    drawn = rng.random()
+    if drawn < _WHOLE or not gold or len(others) < 2:
+        return task
+    if drawn < _WHOLE + _FEW:
+        others = rng.sample(others, rng.randint(1, min(_MOST_OTHERS, len(others))))
+    else:
+        gold = []
+    kept = sorted([*gold, *others])
+    return replace(
+        task,
+        titles=[task.titles[i] for i in kept],
+        passages=[task.passages[i] for i in kept],
+        evidence=[(kept.index(passage), span) for passage, span in task.evidence if passage in kept],
+    )
 
 
 def fit_relevance(

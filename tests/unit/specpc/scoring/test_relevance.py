@@ -166,7 +166,7 @@ def test_an_embedder_or_a_scorer_of_ones_own_is_heard() -> None:
 
     without = RelevanceScorer(Level()).score(QUERY, PASSAGES, sentences)
     for given_one, kind in ((embed, "embedder"), (Baker(), "scorer")):
-        scorer = RelevanceScorer(Level(), given_one)  # type: ignore[arg-type]
+        scorer = RelevanceScorer(Level(), given_one)
         assert scorer.semantic == kind
         found = scorer.score(QUERY, PASSAGES, sentences)
         others = [float(f / w) for row, old in zip(found, without, strict=True) for f, w in zip(row, old, strict=True)]
