@@ -114,6 +114,17 @@ def test_compress_files_to_json() -> None:
     assert result["draft"] == "SmolLM2-135M-Instruct"
 
 
+def test_compress_by_recall_and_relevance() -> None:
+    text = b"The old mill was built in 1821. It is small.\n\nThe bridge was opened in 1932. It is red and long."
+    question = ["compress", "-q", "In which year was the bridge opened?"]
+    some = run_here(*question, "--recall", 0.3, stdin=text)
+    assert some.code == 0, some.err
+    assert some.out.strip() == "The bridge was opened in 1932."
+    nothing = run_here(*question, "--min-relevance", 1, stdin=text)
+    assert nothing.code == 0, nothing.err
+    assert nothing.out.strip() == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
@@ -126,6 +137,7 @@ def test_compress_files_to_json() -> None:
         (["compress", "-q", "why?"], b"\x00\x01", "cannot read standard input: it is not text"),
         (["compress", "-q", "why?", "--draft", "/nowhere"], b"text", "there is no file or folder '/nowhere'"),
         (["compress", "-q", "why?", "--max-tokens", 0], b"text", "max_tokens must be an integer >= 1; got 0"),
+        (["compress", "-q", "why?", "--recall", 0], b"text", "recall must be in (0, 1]; got 0.0"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(arguments: Any, stdin: bytes, message: str) -> None:
