@@ -221,14 +221,14 @@ def prompt_of(llm: Any, call: Any) -> str:
     """The prompt that the target reads."""
     seen: list[Any] = []
     engine = llm.load()
-    submit = engine.submit
+    requests = engine._requests
 
     def noting(prompts: Any, **options: Any) -> Any:
         seen.extend(prompts)
-        return submit(prompts, **options)
+        return requests(prompts, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "submit", noting)
+        patch.setattr(engine, "_requests", noting)
         call(llm)
     return str(engine.target.tokenizer.decode(seen[0]))
 
