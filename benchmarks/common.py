@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from draftapprox_integrations.specpc.calibration.questions import read_tasks
+from draftapprox_integrations.specpc.calibration.questions import read_rows, read_tasks
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import Task
 from draftapprox_integrations.specpc.scoring.bm25 import BM25Index
 
@@ -75,7 +75,7 @@ def read_questions(path: Path, count: int, passages: int, seed: int) -> list[Que
         passages: Number of passages per question, for SQuAD only; the other data sets have their own.
         seed: Seed of the draw.
     """
-    if '"paragraphs": [' in path.read_text(encoding="utf-8")[:2000] and path.suffix == ".json":
+    if isinstance(read_rows(path), dict):
         return squad_questions(path, count, passages, seed)
     return [of_task(task) for task in read_tasks(path, count, seed=seed)]
 

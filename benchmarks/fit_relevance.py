@@ -19,13 +19,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from draftapprox_integrations import PassageStore, load_model
 from draftapprox_integrations.specpc.calibration.fit import HIDDEN, Example, fit_relevance, make_examples
-from draftapprox_integrations.specpc.calibration.questions import read_tasks, squad_tasks
+from draftapprox_integrations.specpc.calibration.questions import read_rows, read_tasks, squad_tasks
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import SHAPES, Task, make_tasks
 from draftapprox_integrations.specpc.scoring import CalibratedHeadsScorer, EmbedderScorer, JointAttentionScorer
 from draftapprox_integrations.specpc.scoring.relevance import RelevanceModel, RelevanceModels, RelevanceScorer
@@ -75,9 +74,9 @@ def main() -> None:
 
 def tasks_of(path: Path, count: int) -> list[Task]:
     """Questions of a file; of SQuAD those of the first half of its articles."""
-    data: Any = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else []
-    if isinstance(data, dict):
-        return squad_tasks(data["data"][: len(data["data"]) // 2], count, 12, SEED)
+    rows = read_rows(path)
+    if isinstance(rows, dict):
+        return squad_tasks(rows["data"][: len(rows["data"]) // 2], count, 12, SEED)
     return read_tasks(path, count, seed=SEED)
 
 

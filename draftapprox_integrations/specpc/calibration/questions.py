@@ -34,9 +34,7 @@ def read_tasks(path: Path, count: int | None = None, *, passages: int = 12, seed
         InvalidInputError: the file cannot be read, or holds no question with evidence.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        rows: Any = json.loads(text) if text.lstrip()[:1] in "[" or '"data"' in text[:200] else _lines(text)
-        rng = random.Random(seed)
+        rows = read_rows(path)
         if isinstance(rows, dict):
             return squad_tasks(rows["data"], count or 200, passages, seed)
         tasks = [task for row in rows if (task := _task(row)) is not None]
@@ -47,11 +45,23 @@ def read_tasks(path: Path, count: int | None = None, *, passages: int = 12, seed
         ) from error
     if not any(task.evidence for task in tasks):
         raise InvalidInputError(f"{path} holds no question whose evidence stands in its passages")
-    return tasks if count is None else rng.sample(tasks, min(count, len(tasks)))
+    return tasks if count is None else random.Random(seed).sample(tasks, min(count, len(tasks)))
 
 
-def _lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+def read_rows(path: Path) -> dict[str, Any] | list[Any]:
+    """The content of a JSON file in SQuAD's layout, a dict with "data"; of any other JSON or JSON lines the rows.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is no JSON.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict):
+        return content if "data" in content else [content]
+    return list(content)
 
 
 def _task(row: dict[str, Any]) -> Task | None:

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ...errors import InvalidInputError
 from ..text.segmentation import Passage, Sentence
-from .bm25 import with_titles
-from .embedder import Embedder, check_embedder, similarities
+from .embedder import Embedder, EmbedderScorer, check_embedder
 from .scorer import AttentionScorer, Scorer, SentenceScores, TokenScores, check_finite, check_scores
 from .signals import QUESTION, SECOND, Signals
 
@@ -222,10 +221,8 @@ class RelevanceScorer:
     ) -> Tensor | None:
         if self.embedder is None:
             return None
-        if isinstance(self.embedder, Scorer):
-            found = self.embedder.score(query, passages, sentences)
-            return torch.cat(list(check_scores(self.embedder, found, sentences)))
-        return similarities(self.embedder, query, with_titles(passages, sentences))
+        scorer = self.embedder if isinstance(self.embedder, Scorer) else EmbedderScorer(self.embedder)
+        return torch.cat(list(check_scores(scorer, scorer.score(query, passages, sentences), sentences)))
 
 
 def _rounded(value: Any) -> Any:
