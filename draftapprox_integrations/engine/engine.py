@@ -13,6 +13,7 @@ from ..errors import EngineClosedError
 from ..models.loading import LoadedModel, ModelSpec, load_model
 from ..models.references import model_reference
 from ..results import Generation
+from .likelihood import Likelihood, log_likelihood
 from .pipeline import Pipeline
 from .requests import Request, Sampling
 from .scheduler import Scheduler
@@ -160,6 +161,34 @@ class SpecKV:
         (stream,) = await self.asubmit(prompt, **options)
         async for piece in stream.pieces():
             yield piece
+
+    def log_likelihood(
+        self, prompt: str | Sequence[int], answer: str | Sequence[int], *, max_new_tokens: int = 256
+    ) -> Likelihood:
+        """How likely the target finds an answer after what the method keeps of the prompt.
+
+        Args:
+            prompt, answer: Texts, or token ids. The tokens of texts are those of both together, as for `generate` with
+                `add_special_tokens`.
+            max_new_tokens: As for `generate`: SpecKV's lookahead, by default, follows from it.
+
+        Raises:
+            InvalidInputError: an empty prompt, ids that the target does not know, or more than a model's window.
+            ScoringError: a model produced NaN.
+            EngineClosedError: `close` was called.
+        """
+        pipeline = self._open_pipeline()
+        ids, whole = (self._as_ids(part) for part in (prompt, answer))
+        if isinstance(prompt, str) and isinstance(answer, str):
+            whole = self._as_ids(prompt + answer)[len(ids) :]
+        check_prompt_ids(pipeline.target, [ids, whole] if whole else [ids])
+        pipeline.check_length(len(ids), max(max_new_tokens, len(whole)))
+        return log_likelihood(pipeline, ids, whole, max_new_tokens)
+
+    def _as_ids(self, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            return list(self.target.require_tokenizer()(text)["input_ids"])
+        return [int(token) for token in text]
 
     # ------------------------------------------------------------------ the queue
 

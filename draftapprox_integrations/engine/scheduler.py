@@ -255,14 +255,16 @@ class Scheduler:
             self._leave(group)
             if self._batch is not None:
                 self._batch.discard([entry.request for entry in group])
+            again = []
             for entry in group:
                 # Text that was streamed cannot be taken back, so a stream that has started gets the error.
                 if len(group) == 1 or entry.stream.started:
                     entry.stream.put(error)
                 else:
                     entry.company = "steps"
+                    again.append(entry)
             with self._lock:
-                self._waiting += [entry for entry in group if entry.company != "all" and not entry.stream.started]
+                self._waiting += again
 
     def _leave(self, entries: Sequence[Entry]) -> None:
         """Take entries out of what runs."""

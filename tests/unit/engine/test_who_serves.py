@@ -96,6 +96,29 @@ def test_what_others_queued_survives_an_interrupted_call(engine: SpecKV, error: 
     assert ids(engine, OTHER) == expected
 
 
+def test_what_fails_with_and_without_company_is_tried_no_further(engine: SpecKV) -> None:
+    tries: list[int] = []
+
+    def broken(module: Any, args: Any, kwargs: Any) -> None:
+        tries.append(len(kwargs["input_ids"]))
+        if len(tries) > 9:
+            raise KeyboardInterrupt  # it would go on for ever
+        raise RuntimeError("out of order")
+
+    handle = engine.target.model.register_forward_pre_hook(broken, with_kwargs=True)
+    with pytest.raises(RuntimeError, match="out of order"):
+        engine.generate([OTHER, OTHER], max_new_tokens=4)
+    assert engine.is_idle
+    assert tries == [2, 1, 1]
+    for stream in engine.submit([OTHER, OTHER], max_new_tokens=4):
+        with pytest.raises(RuntimeError, match="out of order"):
+            stream.result()
+    wait_until_idle(engine)
+    assert tries == [2, 1, 1] * 2
+    handle.remove()
+    assert ids(engine, OTHER)
+
+
 def test_an_engine_that_waits_for_itself_says_so(engine: SpecKV) -> None:
     with pytest.raises(InvalidInputError, match="wait for itself"):
         ids(engine, PROMPT, logits_processor=[AtToken(3, lambda: engine.generate(OTHER))])
