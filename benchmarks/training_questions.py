@@ -195,7 +195,8 @@ def _read_wikiqa(
 
 def _pieces(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, list[tuple[int, int]]]]:
     made: list[tuple[str, str, list[tuple[int, int]]]] = []
-    text, spans = "", []
+    text = ""
+    spans: list[tuple[int, int]] = []
     for row in rows:
         sentence = re.sub(r" ([.,;:?!)])", r"\1", row["Sentence"].strip()).replace("( ", "(")
         if text and len(f"{text} {sentence}".split()) > _LONGEST:
@@ -209,7 +210,11 @@ def _pieces(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, list[tuple[i
 
 
 def _task(
-    shape: str, question: str, chosen: list[tuple[str | None, str]], spans: list[tuple[int, int]], rng: random.Random
+    shape: str,
+    question: str,
+    chosen: Sequence[tuple[str | None, str]],
+    spans: list[tuple[int, int]],
+    rng: random.Random,
 ) -> Task:
     """A task whose evidence is in the first of the chosen passages, which are then shuffled."""
     order = list(range(len(chosen)))

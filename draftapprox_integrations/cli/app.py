@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..errors import InvalidInputError
+from . import evaluation as evaluation_commands
 from . import passages as passage_commands
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ app = typer.Typer(
 app.command()(passage_commands.calibrate)
 app.command()(passage_commands.ingest)
 app.add_typer(passage_commands.store_app, name="store")
+app.command("eval")(evaluation_commands.evaluate)
+app.command("eval-rag")(evaluation_commands.evaluate_rag)
+app.command()(evaluation_commands.advise)
+app.command(
+    "lm-eval",
+    add_help_option=False,  # the harness has its own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(evaluation_commands.lm_eval)
 
 
 class Unit(StrEnum):

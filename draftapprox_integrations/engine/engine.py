@@ -168,8 +168,8 @@ class SpecKV:
         """How likely the target finds an answer after what the method keeps of the prompt.
 
         Args:
-            prompt, answer: Texts, or token ids. The tokens of texts are those of both together, as for `generate` with
-                `add_special_tokens`.
+            prompt, answer: Texts, or token ids. Of two texts, the answer's tokens are those of both together beyond the
+                prompt's; so a space between them belongs to the answer.
             max_new_tokens: As for `generate`: SpecKV's lookahead, by default, follows from it.
 
         Raises:
@@ -178,12 +178,14 @@ class SpecKV:
             EngineClosedError: `close` was called.
         """
         pipeline = self._open_pipeline()
-        ids, whole = (self._as_ids(part) for part in (prompt, answer))
+        ids = self._as_ids(prompt)
         if isinstance(prompt, str) and isinstance(answer, str):
-            whole = self._as_ids(prompt + answer)[len(ids) :]
-        check_prompt_ids(pipeline.target, [ids, whole] if whole else [ids])
-        pipeline.check_length(len(ids), max(max_new_tokens, len(whole)))
-        return log_likelihood(pipeline, ids, whole, max_new_tokens)
+            said = self._as_ids(prompt + answer)[len(ids) :]
+        else:
+            said = self._as_ids(answer)
+        check_prompt_ids(pipeline.target, [ids, said] if said else [ids])
+        pipeline.check_length(len(ids), max(max_new_tokens, len(said)))
+        return log_likelihood(pipeline, ids, said, max_new_tokens)
 
     def _as_ids(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):

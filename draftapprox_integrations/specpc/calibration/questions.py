@@ -1,4 +1,4 @@
-"""Questions with known evidence, from files: SQuAD, HotpotQA, MuSiQue, or a user's own as JSON lines.
+"""Questions with known evidence, from files: SQuAD, HotpotQA, MuSiQue, "lost in the middle", or one's own JSON lines.
 
 A line of one's own: {"question": "...", "passages": ["...", ...], "evidence": ["a sentence of them", ...]}, and, if
 there are any, "titles": one for each passage, or null. Without an answer in the passages, "evidence" is an empty list.
@@ -25,7 +25,8 @@ def read_tasks(path: Path, count: int | None = None, *, passages: int = 12, seed
     """Read questions from a file; those whose evidence is not in their passages are left out.
 
     Args:
-        path: A JSON file in the layout of SQuAD, HotpotQA or MuSiQue, or JSON lines: of these, or one's own.
+        path: A JSON file in the layout of SQuAD, HotpotQA, MuSiQue or "lost in the middle", or JSON lines: of these, or
+            one's own.
         count: Number of questions to draw; None: all (of SQuAD 200).
         passages: Passages of each question, for SQuAD only; the others have their own.
         seed: Seed of the draw.
@@ -67,6 +68,8 @@ def read_rows(path: Path) -> dict[str, Any] | list[Any]:
 def _task(row: dict[str, Any]) -> Task | None:
     if "supporting_facts" in row:
         return hotpot_task(row)
+    if "ctxs" in row:
+        return lost_task(row)
     return musique_task(row) if "question_decomposition" in row else _own(row)
 
 
@@ -103,6 +106,18 @@ def musique_task(row: dict[str, Any]) -> Task | None:
         evidence.append((index, _sentence_at(texts[index], found)))
     titles = [paragraph["title"] for paragraph in row["paragraphs"]]
     return Task("musique", row["question"], titles, texts, evidence, row["answer"])
+
+
+def lost_task(row: dict[str, Any]) -> Task | None:
+    """A question of "lost in the middle" (Liu et al. 2024): the gold passage's first sentence with an answer."""
+    texts = [passage["text"] for passage in row["ctxs"]]
+    gold = next((i for i, passage in enumerate(row["ctxs"]) if passage.get("isgold")), None)
+    found = [] if gold is None else [(at, one) for one in row["answers"] if (at := texts[gold].find(one)) >= 0]
+    if gold is None or not found:
+        return None
+    start, answer = min(found)
+    titles = [passage.get("title") for passage in row["ctxs"]]
+    return Task("lost", row["question"].strip(), titles, texts, [(gold, _sentence_at(texts[gold], start))], answer)
 
 
 def _own(row: dict[str, Any]) -> Task | None:

@@ -15,6 +15,10 @@ RETRIEVAL = {
     "draft": "default",
     "max_tokens": None,
     "keep_ratio": None,
+    "recall": None,
+    "min_relevance": None,
+    "top_n": None,
+    "order": "input",
     "config": None,
     "compression": None,
     "scorer": "fused",
@@ -58,7 +62,8 @@ def test_retrieval_parts() -> None:
     assert list(compressor.items()) == list(postprocessor.items()) == list(RETRIEVAL.items())
     middleware = parameters(langchain.SpecPCMiddleware)
     alone = {"trigger_tokens": 0, "tools": None, "cache_size": 256}
-    without_meaning = ("on_empty", "title_keys")  # a tool result has no metadata and always stays
+    # A tool result has no metadata and always stays, where it is.
+    without_meaning = ("on_empty", "title_keys", "top_n", "order")
     shared = {name: default for name, default in RETRIEVAL.items() if name not in without_meaning}
     assert list(middleware.items()) == list((shared | alone).items())
 

@@ -10,6 +10,7 @@ import torch
 
 from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.errors import InvalidInputError
+from draftapprox_integrations.specpc.calibration import fit
 from draftapprox_integrations.specpc.calibration.fit import LEAST_QUESTIONS, Example, fit_relevance, make_examples
 from draftapprox_integrations.specpc.calibration.questions import read_tasks
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import SHAPES, Task, make_tasks
@@ -22,7 +23,7 @@ OWN: dict[str, Any] = {
     "passages": ["The mill is old. It was built in 1821.", "The bridge is red. It is from 1932."],
     "evidence": ["It was built in 1821."],
 }
-HOTPOT = {
+HOTPOT: dict[str, Any] = {
     "question": "Who? ",
     "answer": "Ada",
     "context": [["Mill", ["A mill.", " Built by Ada."]], ["Ada", ["Ada lived.", " She died."]]],
@@ -38,6 +39,14 @@ MUSIQUE = {
     "question_decomposition": [
         {"answer": "Ada", "paragraph_support_idx": 9},
         {"answer": "Lund", "paragraph_support_idx": 7},
+    ],
+}
+LOST: dict[str, Any] = {
+    "question": "when was the mill built",
+    "answers": ["in 1821", "1821"],
+    "ctxs": [
+        {"title": "Bridge", "text": "A bridge of 1821.", "isgold": False},
+        {"title": "Mill", "text": "A mill. It is from 1821. It is old.", "isgold": True},
     ],
 }
 SQUAD = {
@@ -62,6 +71,12 @@ SQUAD = {
 }
 
 
+@pytest.fixture(autouse=True)
+def a_quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer steps than for what is shipped: the questions here are easy."""
+    monkeypatch.setattr(fit, "_STEPS", 100)
+
+
 def pieces(task: Task) -> list[str]:
     return [task.passages[passage][start:end] for passage, (start, end) in task.evidence]
 
@@ -73,11 +88,13 @@ def written(path: Path, content: Any, lines: bool = False) -> Path:
 
 def test_every_layout_gives_the_sentences_of_its_evidence(tmp_path: Path) -> None:
     for lines in (False, True):
-        own, hotpot, musique = read_tasks(written(tmp_path / "a", [OWN, HOTPOT, MUSIQUE], lines))
+        own, hotpot, musique, lost = read_tasks(written(tmp_path / "a", [OWN, HOTPOT, MUSIQUE, LOST], lines))
         assert pieces(own) == ["It was built in 1821."]
         assert pieces(hotpot) == ["Built by Ada.", "Ada lived."]
         assert hotpot.question == "Who?"
         assert hotpot.titles == ["Mill", "Ada"]
+        assert pieces(lost) == ["It is from 1821."]
+        assert (lost.answer, lost.titles) == ("1821", ["Bridge", "Mill"])
         assert pieces(musique) == ["The mill is Ada's.", "She lives in Lund."]
     made = read_tasks(written(tmp_path / "squad.json", SQUAD), 20, passages=5, seed=3)
     assert len(made) == 20
@@ -88,7 +105,12 @@ def test_every_layout_gives_the_sentences_of_its_evidence(tmp_path: Path) -> Non
 
 
 def test_questions_whose_evidence_is_missing_are_left_out(tmp_path: Path) -> None:
-    lost = [OWN | {"evidence": ["Nobody said this."]}, HOTPOT | {"supporting_facts": [["Mill", 9]]}]
+    lost = [
+        OWN | {"evidence": ["Nobody said this."]},
+        HOTPOT | {"supporting_facts": [["Mill", 9]]},
+        LOST | {"answers": ["1932"]},
+        LOST | {"ctxs": LOST["ctxs"][:1]},
+    ]
     assert len(read_tasks(written(tmp_path / "a", [OWN, *lost, OWN | {"evidence": []}]))) == 2
 
 
@@ -148,9 +170,9 @@ def test_questions_are_read_with_all_passages_with_few_and_without_the_evidence(
     sizes = [example.signals.passages for example in examples]
     without = [size for size, example in zip(sizes, examples, strict=True) if not example.labels.any()]
     few = [size for size, example in zip(sizes, examples, strict=True) if size <= 6 and example.labels.any()]
-    assert 20 <= len(without) <= 60
+    assert 10 <= len(without) <= 32
     assert set(without) <= {7, 8}  # all but one or two with the evidence
-    assert 40 <= len(few) <= 80
+    assert 25 <= len(few) <= 58
     assert sizes.count(9) == 200 - len(without) - len(few)
 
 
