@@ -138,7 +138,11 @@ def nearest_squad_tasks(articles: Sequence[dict[str, Any]], count: int, seed: in
 
 
 def paraphrased_tasks(paths: Sequence[Path], count: int, seed: int, passages: int = 10) -> list[Task]:
-    """The pairs above: evidence between two sentences of a page of WikiQA, among the pieces nearest to the question."""
+    """The pairs above: evidence between two sentences of a page of WikiQA, among other pieces.
+
+    A third, two thirds or all of these are the nearest to the question. With the nearest alone, having no word of the
+    question would tell the evidence from the rest.
+    """
     _, pieces = _read_wikiqa(paths)
     texts = [text for _, text, _ in pieces]
     rng, near = random.Random(seed), nearest(texts)
@@ -150,7 +154,9 @@ def paraphrased_tasks(paths: Sequence[Path], count: int, seed: int, passages: in
         own = f"{before} {evidence} {after}"
         start = len(before) + 1
         titled = rng.random() < 0.5
-        others = [(pieces[i][0] if titled else None, texts[i]) for i in near(text, passages - 1)]
+        close = near(text, (passages - 1) * rng.choice((1, 2, 3)) // 3)
+        chosen_others = [*close, *rng.sample(range(len(texts)), passages - 1 - len(close))]
+        others = [(pieces[i][0] if titled else None, texts[i]) for i in chosen_others]
         chosen = [(rng.choice(pieces)[0] if titled else None, own), *others]
         made.append(_task("paraphrased", text, chosen, [(start, start + len(evidence))], rng))
     return made

@@ -213,8 +213,10 @@ def _scores(results: list[dict[str, Any]]) -> Table:
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
-    names = list(found[0])
-    return _grid(names, [[_shown(row[name]) for name in names] for row in found])
+    names = [name for name in found[0] if name not in ("way", "budget", "tasks")]
+    labels = [row["way"] if row["budget"] is None else f"{row['way']} {row['budget']}" for row in found]
+    rows = [[label, *(_shown(row[name]) for name in names)] for label, row in zip(labels, found, strict=True)]
+    return _grid([f"{found[0]['tasks']} questions", *names], rows)
 
 
 def _grid(header: list[str], rows: list[list[str]]) -> Table:
@@ -229,4 +231,4 @@ def _grid(header: list[str], rows: list[list[str]]) -> Table:
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -206,16 +206,15 @@ class DraftApproxLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """For the harness' report."""
-        return {"target": self.target_model.name, "draft": self._draft_name, "method": self.method, **self._sizes()}
+        return {
+            "target": self.target_model.name,
+            "draft": None if self.draft_model is None else self.draft_model.name,
+            "method": self.method,
+            "config": str(self.config),
+            "max_length": self.max_length,
+        }
 
     # ------------------------------------------------------------------ inside
-
-    @property
-    def _draft_name(self) -> str | None:
-        return None if self.draft_model is None else self.draft_model.name
-
-    def _sizes(self) -> dict[str, Any]:
-        return {"config": str(self.config), "max_length": self.max_length}
 
     def _plain(self, prompt: str) -> str:
         """A prompt without a chat template, shortened; one with a template has been shortened before."""

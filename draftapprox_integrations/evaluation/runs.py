@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,6 @@ def evaluate(
         return dict(json.loads(path.read_text(encoding="utf-8")))
     try:
         import lm_eval
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingDependencyError(
             'Evaluation needs lm-evaluation-harness: pip install "draftapprox-integrations[eval]"'
@@ -158,12 +158,12 @@ def evaluate(
         started = time.perf_counter()
         try:
             tasks = [*_ruler(run, model, ruler_data), *others]
-            named = any(not name.endswith(".yaml") for name in others)  # the harness' own are thousands of files
+            named = any(not name.endswith(".yaml") for name in others)
             found = _guarded(
                 lambda: lm_eval.simple_evaluate(
                     model,
                     tasks=tasks,
-                    task_manager=TaskManager(include_defaults=named),
+                    task_manager=_task_manager(named),
                     limit=run.samples,
                     use_cache=str(answers),
                     apply_chat_template=run.chat_template,
@@ -220,6 +220,14 @@ def _other_tasks(run: Run, data: Path | None, folder: Path) -> list[str]:
         *(name for name in names if name not in local),
         *(local_longbench(local, data, folder) if data is not None else []),
     ]
+
+
+@cache
+def _task_manager(named: bool) -> Any:
+    """The harness' index of tasks; its own are thousands of files, which are read only where one is named."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=named)
 
 
 def _guarded(call: Any) -> Any:

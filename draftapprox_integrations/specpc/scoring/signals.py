@@ -164,13 +164,16 @@ class Signals:
         """Log ranks of the sentences by each witness; their highest values, and whether their best passages agree."""
         names = self.names
         seen = [self.first[:, names.index(name)].contiguous() for name in _WITNESSES if name in names]
-        best = [int(self.owners[int(one.argmax())]) for one in seen]
+        best = []  # passages with the highest value, all of them where values are equal, in whatever order they come
+        for one in seen:
+            of_passages = self._highest(one)
+            best.append(of_passages >= of_passages.max())
         ordered = [one.sort(descending=True).values for one in seen]
-        pairs = [float(best[i] == best[j]) for i in range(len(seen)) for j in range(i)]
+        pairs = [float((best[i] & best[j]).any()) for i in range(len(seen)) for j in range(i)]
         highest = [float(one[0]) for one in ordered]
         following = [float(one[min(1, len(one) - 1)]) for one in ordered]
         ranks = torch.stack([_ranks(one).log1p() for one in seen], dim=1)
-        return ranks, [*highest, *following, *(float(one == passage) for one in best), *pairs]
+        return ranks, [*highest, *following, *(float(one[passage]) for one in best), *pairs]
 
     def _terms(self, index: int) -> list[Tensor]:
         """How sentences, passages and titles match the new terms of sentence `index`; 0 for itself and its passage."""
