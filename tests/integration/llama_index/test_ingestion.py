@@ -46,9 +46,11 @@ def test_the_retrievers_scores_and_an_embedder_are_used(embedded_model: LoadedMo
     asked = []
 
     class Embedding(MockEmbedding):
+        liked: str
+
         def _get_text_embedding(self, text: Any) -> Any:
             asked.append(text)
-            return [1.0, float("Zzz" in text)]
+            return [0.0, 1.0] if self.liked in text else [1.0, 0.0]
 
         def _get_query_embedding(self, query: Any) -> Any:
             return [0.0, 1.0]
@@ -58,12 +60,13 @@ def test_the_retrievers_scores_and_an_embedder_are_used(embedded_model: LoadedMo
         [Document(text=text) for text in alike], embed_model=MockEmbedding(embed_dim=2)
     ).as_retriever().retrieve("What?")  # fmt: skip
     scores = {}
-    for name, embedder in (("without", None), ("with", Embedding(embed_dim=2))):
+    for liked in ("So they do", "Zzz"):
+        embedder = Embedding(embed_dim=2, liked=liked)
         part = SpecPCPostprocessor(SpecPC(embedded_model, embedder=embedder), max_tokens=9)
         _, result = part.compress(nodes, QueryBundle("What?"))
-        scores[name] = result.passages[1].score - result.passages[0].score
-    assert scores["with"] > scores["without"]
-    assert len(asked) == 4
+        scores[liked] = result.passages[1].score - result.passages[0].score
+    assert scores["Zzz"] > scores["So they do"]
+    assert len(asked) == 8
 
 
 def wipe(path: Path) -> None:

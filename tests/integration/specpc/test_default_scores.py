@@ -25,7 +25,6 @@ def test_the_passage_that_answers_is_the_most_relevant(
 ) -> None:
     scores = [one.score for one in SpecPC(embedded_model).compress(TEXTS, question, max_tokens=30).passages]
     assert max(range(3), key=lambda index: scores[index]) == passage
-    assert scores[passage] > 0.5
 
 
 @pytest.mark.parametrize("question", ["What does a tram ticket cost?", "Population of Tokyo?"])
