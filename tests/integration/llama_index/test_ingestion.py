@@ -55,18 +55,18 @@ def test_the_retrievers_scores_and_an_embedder_are_used(embedded_model: LoadedMo
         def _get_query_embedding(self, query: Any) -> Any:
             return [0.0, 1.0]
 
-    alike = ["The same words stand here. So they do.", "The same words stand here. Zzz zzz."]
+    texts = ["The bridge is long. It is painted red.", "The crossing was there from 1932. Many came to see."]
     nodes = SummaryIndex.from_documents(
-        [Document(text=text) for text in alike], embed_model=MockEmbedding(embed_dim=2)
-    ).as_retriever().retrieve("What?")  # fmt: skip
+        [Document(text=text) for text in texts], embed_model=MockEmbedding(embed_dim=2)
+    ).as_retriever().retrieve(QUESTION)  # fmt: skip
     scores = {}
-    for liked in ("So they do", "Zzz"):
+    for liked in ("bridge", "crossing"):
         embedder = Embedding(embed_dim=2, liked=liked)
         part = SpecPCPostprocessor(SpecPC(embedded_model, embedder=embedder), max_tokens=9)
-        _, result = part.compress(nodes, QueryBundle("What?"))
+        _, result = part.compress(nodes, QueryBundle(QUESTION))
         scores[liked] = result.passages[1].score - result.passages[0].score
-    assert scores["Zzz"] > scores["So they do"]
-    assert len(asked) == 8
+    assert scores["crossing"] > scores["bridge"]
+    assert len(asked) == 12  # a sentence beyond the budget is read in pieces
 
 
 def wipe(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the packaged weights make of plain cases: a passage that shares nothing with the question is not its evidence."""
+"""What the packaged weights make of plain cases: a passage that shares nothing with a question is no evidence."""
 
 import pytest
 

@@ -54,7 +54,7 @@ def parameters(part: Any) -> Any:
     """The part's own parameters with their defaults: what its constructor names."""
     found = inspect.signature(part.__init__ if isinstance(part, type) else part).parameters
     named = {name: parameter.default for name, parameter in found.items() if name != "self"}
-    return {name: default for name, default in named.items() if name not in ("fields", "options")}
+    return {name: default for name, default in named.items() if name not in ("fields", "options", "others")}
 
 
 def test_retrieval_parts() -> None:
