@@ -21,7 +21,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from draftapprox_integrations import SpecKV, SpecPC, load_model
 from draftapprox_integrations.evaluation.methods import method_config
-from draftapprox_integrations.evaluation.rag import Way, evaluate_rag, summary, ways_of
+from draftapprox_integrations.evaluation.rag import Way, evaluate_rag, summary, way_of, ways_of
 from draftapprox_integrations.specpc.calibration.questions import read_tasks
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import Task
 from draftapprox_integrations.specpc.scoring import EmbedderScorer
@@ -48,7 +48,7 @@ def main() -> None:
     if MiniLM.installed():
         minilm = MiniLM.shared()
         ways = ways_of(compressor, {"MiniLM": EmbedderScorer(minilm)})
-        ways["specpc with MiniLM"] = _of(SpecPC(model, embedder=minilm))
+        ways["specpc with MiniLM"] = way_of(SpecPC(model, embedder=minilm))
         ways["SentenceEmbeddingOptimizer"] = optimizer_way(compressor)
     tasks = read_tasks(args.data, args.n, seed=args.seed)
     found = summary(list(evaluate_rag(tasks, ways, reader, args.budgets, args.out)))
@@ -91,14 +91,6 @@ def optimizer_way(compressor: SpecPC) -> Way:
                 break
             kept = texts
         return kept
-
-    return shorten
-
-
-def _of(compressor: SpecPC) -> Way:
-    def shorten(task: Task, budget: int) -> list[str]:
-        result = compressor.compress(task.passages, task.question, titles=task.titles, max_tokens=budget)
-        return [passage.text for passage in result.passages]
 
     return shorten
 

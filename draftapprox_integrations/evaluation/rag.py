@@ -32,10 +32,10 @@ def ways_of(compressor: SpecPC, others: Mapping[str, Scorer] | None = None) -> d
     """
     scorers = {"bm25": BM25Scorer(), **(others or {})}
     packed = {
-        name: _by(SpecPC(compressor.draft, tokenizer=compressor.tokenizer, scorer=scorer))
+        name: way_of(SpecPC(compressor.draft, tokenizer=compressor.tokenizer, scorer=scorer))
         for name, scorer in scorers.items()
     }
-    return {"specpc": _by(compressor), **packed, "first": lambda task, budget: _first(compressor, task, budget)}
+    return {"specpc": way_of(compressor), **packed, "first": lambda task, budget: _first(compressor, task, budget)}
 
 
 def evaluate_rag(
@@ -136,7 +136,9 @@ def _measured(task: Task, kept: Sequence[str], reader: SpecKV, max_new_tokens: i
     }
 
 
-def _by(compressor: SpecPC) -> Way:
+def way_of(compressor: SpecPC) -> Way:
+    """What a compressor keeps, the passages' titles given."""
+
     def shorten(task: Task, budget: int) -> list[str]:
         result = compressor.compress(task.passages, task.question, titles=task.titles, max_tokens=budget)
         return [passage.text for passage in result.passages]
