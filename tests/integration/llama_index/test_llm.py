@@ -162,7 +162,7 @@ def test_a_query_engine_with_both_methods(embedded_model: LoadedModel) -> None:
     Settings.tokenizer = embedded_model.tokenizer.encode
     try:
         index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=4))
-        llm = SpecKVLLM("default", draft="default", config=SpecKVConfig(max_capacity_prompt=64), max_tokens=24)
+        llm = SpecKVLLM("default", draft="default", config=SpecKVConfig(max_capacity_prompt=64), max_tokens=16)
         engine = index.as_query_engine(llm=llm, node_postprocessors=[SpecPCPostprocessor("default", max_tokens=30)])
         response = engine.query("In which year was the bridge opened?")
         assert "1932" in str(response)

@@ -199,6 +199,6 @@ UNITS = [
 def test_long_runs(unit: str) -> None:
     """A quadratic scanner would not come to an end here."""
     for beginning in BEGINNINGS:
-        text = beginning + unit * (30_000 // len(unit))
+        text = beginning + unit * (15_000 // len(unit))
         answer = parse_tool_calls(text, NAMES)
         assert streamed(text, [7] * (len(text) // 7), answer) == answer.text

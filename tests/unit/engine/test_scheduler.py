@@ -453,7 +453,7 @@ def test_threads_get_what_they_would_get_one_after_the_other(pair: tuple[LoadedM
     wrong: list[int] = []
 
     def ask(thread: int) -> None:
-        for number in range(50):
+        for number in range(25):
             index = (7 * number + 11 * thread) % len(calls)
             text, options = calls[index]
             found = engine.generate(text, **options)[0]
