@@ -88,7 +88,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[eval]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[eval,serve]" --group dev
 	@touch $@
 
 clean: ## remove the environment and caches

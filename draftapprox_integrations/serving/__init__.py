@@ -1,0 +1,1 @@
+"""The service: SpecPC and SpecKV behind HTTP (extra "serve")."""
