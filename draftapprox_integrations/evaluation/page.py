@@ -1,4 +1,4 @@
-"""Tables and plots of results: one Markdown page with a plot in a light and a dark version (matplotlib)."""
+"""Tables and plots of results: one Markdown page with a plot."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..errors import MissingDependencyError
-from ..report.style import DARK, LIGHT
+from .plots import write_plot
 from .runs import Run
 
-_THEMES = {"light": LIGHT, "dark": DARK}
-# Okabe and Ito's colours, which colour-blind readers tell apart, and a marker each.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
-_MARKERS = "osD^vP"
+BUDGET_AXIS = "tokens, or KV pairs per head, that are kept"
 
 
 def score_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -47,17 +43,14 @@ def write_page(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         MissingDependencyError: matplotlib is not installed.
     """
     header, rows = score_rows(results)
-    lines = ["# Results", "", *_table(header, rows), ""]
-    for theme in _THEMES:
-        _plot(results, folder / f"scores-{theme}.svg", theme)
+    lines = ["# Results", "", *table_lines(header, rows), ""]
+    write_plot(score_lines(results), folder / "scores", x=BUDGET_AXIS, y="mean score, %")
     lines += [
         '<picture><source media="(prefers-color-scheme: dark)" srcset="scores-dark.svg">'
         '<img src="scores-light.svg" alt="Mean score over the budget, a line for each method"></picture>',
         "",
     ]
-    usage = ["answers", "prompt_tokens", "kept_prompt_tokens", "kept_kv", "first_token_seconds"]
-    cells = [[_label(one), *(_number(one["usage"].get(name)) for name in usage)] for one in results]
-    lines += [*_table(["means of a run", *(name.replace("_", " ") for name in usage)], cells), ""]
+    lines += [*table_lines(*usage_rows(results)), ""]
     for text in dict.fromkeys(_machine(one) for one in results):
         lines.append(f"- {text}")
     page = folder / "results.md"
@@ -65,38 +58,20 @@ def write_page(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     return page
 
 
-def _plot(results: Sequence[Mapping[str, Any]], path: Path, theme: str) -> None:
-    """Mean score over the budget; methods without a budget are horizontal lines."""
-    try:
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError('Plots need matplotlib: pip install "draftapprox-integrations[eval]"') from error
-    colours = _THEMES[theme]
-    figure = Figure(figsize=(7, 4.2), facecolor=colours["card"], layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot(facecolor=colours["card"])
-    points: dict[str, list[tuple[int | None, float]]] = {}
+def usage_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """A table of what the runs read, kept and took; the header, and a row per run."""
+    usage = ["answers", "prompt_tokens", "kept_prompt_tokens", "kept_kv", "first_token_seconds"]
+    rows = [[_label(one), *(_number(one["usage"].get(name)) for name in usage)] for one in results]
+    return ["means of a run", *(name.replace("_", " ") for name in usage)], rows
+
+
+def score_lines(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float | None, float]]]:
+    """By method the budget and the mean score in percent of each run, for `write_plot`."""
+    points: dict[str, list[tuple[float | None, float]]] = {}
     for one in results:
         if scores := _scores(one):
             points.setdefault(one["run"]["method"], []).append((Run(**one["run"]).budget, 100 * mean(scores.values())))
-    for index, (method, found) in enumerate(points.items()):
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-        line = sorted((budget, score) for budget, score in found if budget is not None)
-        if line:
-            axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=method)
-        for score in (score for budget, score in found if budget is None):
-            axes.axhline(score, color=colour, linestyle="--", label=method)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-    axes.set_xlabel("tokens, or KV pairs per head, that are kept", color=colours["text"])
-    axes.set_ylabel("mean score, %", color=colours["text"])
-    axes.tick_params(which="both", colors=colours["text"])
-    axes.grid(color=colours["line"])
-    for spine in axes.spines.values():
-        spine.set_color(colours["edge"])
-    axes.legend(facecolor=colours["card"], edgecolor=colours["line"], labelcolor=colours["text"])
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    return points
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, float]:
@@ -118,7 +93,8 @@ def _machine(result: Mapping[str, Any]) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is text, the others numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return [f"| {' | '.join(row)} |" for row in lines]
 

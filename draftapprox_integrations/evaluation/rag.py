@@ -7,7 +7,7 @@ import re
 import string
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,8 +19,9 @@ from ..specpc.compressor import SpecPC
 from ..specpc.scoring import BM25Scorer, Scorer
 from ..specpc.text.segmentation import segment
 
-# What is kept of a task's passages in at most so many tokens: a text per passage, empty where nothing is.
-Way = Callable[[Task, int], list[str]]
+# What is kept of a task's passages in at most so many tokens: a text per passage, empty where nothing is; or one text,
+# of what forgets where its parts come from.
+Way = Callable[[Task, int], list[str] | str]
 
 
 def ways_of(compressor: SpecPC, others: Mapping[str, Scorer] | None = None) -> dict[str, Way]:
@@ -63,18 +64,19 @@ def evaluate_rag(
     """
     known = {(row["task"], row["way"], row["budget"]): row for row in _read_rows(path)}
     for number, task in enumerate(tasks):
-        wanted = [("full", None), *((name, budget) for budget in budgets for name in ways)]
-        for name, budget in wanted:
-            row = known.get((number, name, budget))
-            if row is None:
-                started = time.perf_counter()
-                kept = task.passages if budget is None else ways[name](task, budget)
-                seconds = time.perf_counter() - started
-                row = {"task": number, "way": name, "budget": budget, "seconds": seconds}
-                row |= _measured(task, kept, reader, max_new_tokens)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            yield row
+        wanted = [(number, "full", None), *((number, name, budget) for budget in budgets for name in ways)]
+        missing = [one for one in wanted if one not in known]
+        kept, seconds = [], []
+        for _, name, budget in missing:
+            started = time.perf_counter()
+            kept.append(task.passages if budget is None else ways[name](task, budget))
+            seconds.append(time.perf_counter() - started)
+        measured: Iterable[dict[str, Any]] = _measured(task, kept, reader, max_new_tokens) if missing else ()
+        with path.open("a", encoding="utf-8") as file:
+            for key, took, found in zip(missing, seconds, measured, strict=True):
+                known[key] = {"task": number, "way": key[1], "budget": key[2], "seconds": took} | found
+                file.write(json.dumps(known[key]) + "\n")
+        yield from (known[one] for one in wanted)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -115,31 +117,44 @@ def _normal(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 
 
-def _measured(task: Task, kept: Sequence[str], reader: SpecKV, max_new_tokens: int) -> dict[str, Any]:
+def _measured(
+    task: Task, kept: Sequence[Sequence[str] | str], reader: SpecKV, max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
+    """What a reader makes of each selection of a task's passages; it answers all of them in one running batch."""
     tokenizer = reader.target.require_tokenizer()
-    titled = [f"{title}\n{text}" if title else text for title, text in zip(task.titles, kept, strict=True) if text]
-    messages = [{"role": "user", "content": rag_prompt(titled, task.question)}]
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer = reader.generate(ids, max_new_tokens=max_new_tokens)[0].text.strip()
+    prompts = []
+    for texts in kept:
+        messages = [{"role": "user", "content": rag_prompt(_context(task, texts), task.question)}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompts.append(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    answers = reader.generate(prompts, max_new_tokens=max_new_tokens)
     gold = tokenizer(task.answer, add_special_tokens=False)["input_ids"]
-    exact, f1 = exact_and_f1(answer, task.answer)
     pieces = [" ".join(task.passages[index][a:b].split()) for index, (a, b) in task.evidence]
-    owned = [" ".join(kept[index].split()) for index, _ in task.evidence]
-    return {
-        "evidence": mean(piece in text for piece, text in zip(pieces, owned, strict=True)) if pieces else None,
-        "exact": exact,
-        "f1": f1,
-        "likelihood": reader.log_likelihood(ids, gold).per_token if gold else None,
-        "tokens": len(ids),
-        "answer": answer,
-    }
+    for texts, ids, made in zip(kept, prompts, answers, strict=True):
+        answer = made.text.strip()
+        exact, f1 = exact_and_f1(answer, task.answer)
+        owned = [" ".join((texts if isinstance(texts, str) else texts[i]).split()) for i, _ in task.evidence]
+        yield {
+            "evidence": mean(piece in text for piece, text in zip(pieces, owned, strict=True)) if pieces else None,
+            "exact": exact,
+            "f1": f1,
+            "likelihood": reader.log_likelihood(ids, gold).per_token if gold else None,
+            "tokens": len(ids),
+            "answer": answer,
+        }
+
+
+def _context(task: Task, texts: Sequence[str] | str) -> list[str]:
+    """What is kept, passages under their titles."""
+    if isinstance(texts, str):
+        return [texts]
+    return [f"{title}\n{text}" if title else text for title, text in zip(task.titles, texts, strict=True) if text]
 
 
 def way_of(compressor: SpecPC) -> Way:
     """What a compressor keeps, the passages' titles given."""
 
-    def shorten(task: Task, budget: int) -> list[str]:
+    def shorten(task: Task, budget: int) -> list[str] | str:
         result = compressor.compress(task.passages, task.question, titles=task.titles, max_tokens=budget)
         return [passage.text for passage in result.passages]
 

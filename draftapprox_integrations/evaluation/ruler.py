@@ -15,7 +15,7 @@ import io
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -74,7 +74,7 @@ def ruler_tasks(
     for name in names:
         _file_of(name, data)
     return [
-        _task(name, length, _samples(name, length, tokenizer, samples, seed, data))
+        _task(name, length, ruler_samples(name, length, tokenizer, samples, seed, data))
         for name in names
         for length in lengths
     ]
@@ -123,9 +123,15 @@ def _printable(text: str) -> str:
 # ------------------------------------------------------------------ samples
 
 
-def _samples(
-    name: str, length: int, tokenizer: PreTrainedTokenizerBase, count: int, seed: int, data: Path | None
+def ruler_samples(
+    name: str,
+    length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    seed: int = 0,
+    data: Path | None = None,
 ) -> list[Sample]:
+    """Samples of one task, dicts with "input" and "outputs"; arguments and errors as for `ruler_tasks`."""
     generate = _generator(name, data)
     with _seeded(seed), contextlib.redirect_stdout(io.StringIO()):  # one of them prints
         try:
@@ -218,7 +224,7 @@ def _module(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Any:
+def _seeded(seed: int) -> Iterator[None]:
     """Python's and NumPy's global generators, which the harness draws from, seeded inside the block."""
     import numpy as np
 
