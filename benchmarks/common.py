@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 
+from draftapprox_integrations.evaluation.environment import processor
 from draftapprox_integrations.specpc.calibration.questions import read_rows, read_tasks
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import Task
 from draftapprox_integrations.specpc.scoring.bm25 import BM25Index
@@ -149,10 +149,7 @@ def measured_rows(
 
 def machine() -> str:
     """One line with the processor, its cores, and the versions of torch and transformers."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    name = processor()
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     return (

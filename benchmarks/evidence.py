@@ -1,4 +1,4 @@
-"""What the methods keep and what models make of it, on one page: RULER, needles to 128k tokens, questions with passages.
+"""What methods keep and what models make of it, on one page: RULER, needles to 128k tokens, questions with passages.
 
     python -m benchmarks.evidence --ruler-data FOLDER --hotpotqa hotpotqa_dev.json --xquad xquad.en.json
 

@@ -1,14 +1,17 @@
 """Fit the relevance models that come with the package, on questions that no result is reported on.
 
     python -m benchmarks.fit_relevance --data hotpotqa_train.json musique_train.json 2wikimultihopqa.json squad.json \
+        --wikiqa WikiQA-dev.tsv WikiQA-test.tsv \
         --store keys.db --out draftapprox_integrations/specpc/scoring/calibrated/relevance.json
 
-The mixture: each file, and invented questions of every shape; all sources have the same weight. Of SQuAD's articles the
-first half is used, the other is for reports. HotpotQA's development questions and NQ-open are never used.
+The mixture: each file, invented questions of every shape, and questions in which words mislead (training_questions.py);
+all sources have the same weight, pairs made by hand a third of it. Of SQuAD's articles the first half is used, the
+other is for reports. HotpotQA's development questions and NQ-open are never used.
 
 One model for each kind of attention and of similarity: "heads" and "joint" (on a part of the questions, as it reads all
 passages again for every question); "none", "embedder" (MiniLM, with its cosines), "scorer" (MiniLM's order alone, in
-place of a scorer of the user's). Half of the questions come with retriever scores: MiniLM's similarity of passages.
+place of a scorer of the user's). Three in ten questions come with retriever scores: MiniLM's similarity of passages
+with noise, as a retriever is not the embedder.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,13 +38,18 @@ from draftapprox_integrations.specpc.text import Passage
 from .common import machine
 from .minilm import MiniLM
 from .remembered import Remembered
+from .training_questions import nearest_squad_tasks, paraphrased_tasks, wikiqa_tasks
 
 SEED = 11
+PAIRS_WEIGHT = 1 / 3  # 72 questions of one making beside hundreds that people asked
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="JSON files in known layouts")
+    parser.add_argument(
+        "--wikiqa", type=Path, nargs="+", required=True, help="WikiQA's dev and test files, with titles"
+    )
     parser.add_argument("--draft", default="default")
     parser.add_argument("-n", type=int, default=200, help="most questions of each file")
     parser.add_argument("--invented", type=int, default=240, help="invented questions")
@@ -52,6 +62,11 @@ def main() -> None:
     draft, embedder = load_model(args.draft), MiniLM.shared()
     sources = [tasks_of(path, args.n) for path in args.data]
     sources.append(make_tasks(args.invented, seed=SEED, shapes=SHAPES))
+    sources.append(wikiqa_tasks(args.wikiqa, 2 * args.n, SEED))
+    sources.append(paraphrased_tasks(args.wikiqa, args.n, SEED))
+    for path in args.data:
+        if isinstance(rows := read_rows(path), dict):
+            sources.append(nearest_squad_tasks(first_half(rows), args.n, SEED))
     store = None if args.store is None else PassageStore(args.store)
     heads = CalibratedHeadsScorer(draft, store=store)
     models: dict[tuple[str, str], RelevanceModel] = {}
@@ -60,7 +75,9 @@ def main() -> None:
         for semantic, other in (("none", None), ("embedder", embedder), ("scorer", EmbedderScorer(embedder))):
             examples: list[Example] = []
             for source in some:
-                examples += make_examples(RelevanceScorer(known, other), source, retriever=by_minilm, seed=SEED)
+                made = make_examples(RelevanceScorer(known, other), source, retriever=by_retriever, seed=SEED)
+                weight = PAIRS_WEIGHT if source[0].shape == "paraphrased" else 1.0
+                examples += [replace(one, weight=weight * one.weight) for one in made]
             models[known.kind, semantic] = fit_relevance(examples, hidden=args.hidden)
             print(
                 f"{known.kind}, {semantic}: {len(examples)} questions, {time.perf_counter() - begun:.0f} s",
@@ -76,14 +93,22 @@ def tasks_of(path: Path, count: int) -> list[Task]:
     """Questions of a file; of SQuAD those of the first half of its articles."""
     rows = read_rows(path)
     if isinstance(rows, dict):
-        return squad_tasks(rows["data"][: len(rows["data"]) // 2], count, 12, SEED)
+        return squad_tasks(first_half(rows), count, 12, SEED)
     return read_tasks(path, count, seed=SEED)
 
 
-def by_minilm(query: str, passages: Sequence[Passage]) -> list[float]:
-    """MiniLM's similarity of the query and each passage with its title."""
+def first_half(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """SQuAD's articles that weights may be fitted on."""
+    return list(content["data"][: len(content["data"]) // 2])
+
+
+def by_retriever(query: str, passages: Sequence[Passage]) -> list[float]:
+    """MiniLM's similarity of the query and each passage with its title, with noise of twice its deviation."""
     vectors = MiniLM.shared()([query, *(f"{one.title}\n{one.text}" if one.title else one.text for one in passages)])
-    return [float(value) for value in torch.mv(vectors[1:], vectors[0])]
+    scores = torch.mv(vectors[1:], vectors[0])
+    noise = torch.randn(len(scores), generator=torch.Generator().manual_seed(len(query)))
+    spread = float(scores.std()) if len(scores) > 1 else 0.0
+    return [float(value) for value in scores + 2 * spread * noise]
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def evaluate(
         typer.Option(min=256, help="Tokens of RULER's prompts, may be given more than once.", show_default="4096"),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Samples of each task.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of RULER's samples.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of RULER's samples.", show_default="0, or that of --config")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results; what is there is not run again.")] = Path("results"),
     page: Annotated[
         bool, typer.Option("--page", help="Also write tables and plots of all results in --out.", show_default="off")
@@ -77,12 +79,12 @@ def evaluate(
         from ..evaluation.runs import Run, read_results, read_runs
         from ..evaluation.runs import evaluate as run_one
 
-        common: dict[str, Any] = {"samples": samples, "tasks": task, "lengths": length}
-        given = {name: value for name, value in common.items() if value}
+        common: dict[str, Any] = {"samples": samples, "tasks": task, "lengths": length, "seed": seed}
+        given = {name: value for name, value in common.items() if value not in (None, [])}
         runs = read_runs(config, **common) if config else []
         for spec in methods or ():
             method, settings = _method(spec)
-            runs.append(Run(target=target, draft=draft, method=method, settings=settings, seed=seed, **given))
+            runs.append(Run(target=target, draft=draft, method=method, settings=settings, **given))
         if not runs and not page:
             raise InvalidInputError("name a method, such as full or speckv:256, or give --config")
         out.mkdir(parents=True, exist_ok=True)

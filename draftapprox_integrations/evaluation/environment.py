@@ -17,7 +17,7 @@ _PACKAGES = ("draftapprox-integrations", "torch", "transformers", "lm_eval", "nu
 def environment() -> dict[str, Any]:
     """Processor, cores, memory, GPU, versions of packages, and the commit where the package runs from a checkout."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -28,7 +28,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

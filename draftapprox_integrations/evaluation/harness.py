@@ -22,6 +22,7 @@ from .methods import method_config, needs_draft
 from .prompts import shorten
 
 try:
+    from lm_eval import simple_evaluate as simple_evaluate
     from lm_eval.__main__ import cli_evaluate as cli_evaluate
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidInputError, MissingDependencyError
+from ..errors import InvalidInputError
 from .environment import environment
 from .methods import method_config
 
@@ -142,13 +143,7 @@ def evaluate(
     path = out / f"{run.name}.json"
     if path.exists():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Evaluation needs lm-evaluation-harness: pip install "draftapprox-integrations[eval]"'
-        ) from error
-    from .harness import DraftApproxLM
+    from .harness import DraftApproxLM, simple_evaluate
 
     answers = out / "answers" / run.name
     answers.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +155,7 @@ def evaluate(
             tasks = [*_ruler(run, model, ruler_data), *others]
             named = any(not name.endswith(".yaml") for name in others)
             found = _guarded(
-                lambda: lm_eval.simple_evaluate(
+                lambda: simple_evaluate(
                     model,
                     tasks=tasks,
                     task_manager=_task_manager(named),
@@ -216,8 +211,12 @@ def _other_tasks(run: Run, data: Path | None, folder: Path) -> list[str]:
         for name in (PAPER_TASKS if task == "longbench-paper" else [task])
     ]
     local = [name for name in names if data is not None and name.startswith(_LOCAL)]
+    named = [name for name in names if name not in local]
+    unknown = [name for name in named if not _task_manager(True).match_tasks([name])]
+    if unknown:
+        raise InvalidInputError(f"neither RULER nor lm-evaluation-harness has a task {', '.join(unknown)}")
     return [
-        *(name for name in names if name not in local),
+        *named,
         *(local_longbench(local, data, folder) if data is not None else []),
     ]
 
@@ -231,15 +230,16 @@ def _task_manager(named: bool) -> Any:
 
 
 def _guarded(call: Any) -> Any:
-    """Say what to do where a task's data cannot be loaded from a hub."""
+    """Say what to do where a task's data cannot be loaded from a hub; quiet about what is meant for its authors."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from requests.exceptions import ConnectionError as NoConnection
 
+    logger = logging.getLogger("lm_eval.api.task")  # two lines for each of RULER's tasks, on arguments of its loader
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return call()
-    except KeyError as error:
-        raise InvalidInputError(f"lm-evaluation-harness: {error.args[0]}") from error
     except (
         DatasetsError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, NoConnection, ConnectionError,
     ) as error:  # fmt: skip
@@ -247,6 +247,8 @@ def _guarded(call: Any) -> Any:
             f"the data of a task cannot be loaded from the hub ({type(error).__name__}: {error}). Give a local copy, "
             "for LongBench with --longbench-data."
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:

@@ -24,13 +24,14 @@ from ..text.segmentation import Passage, segment
 from .questions import read_tasks
 from .synthetic_tasks import SHAPES, Task, make_tasks
 
-HIDDEN = 10
+HIDDEN = 16
 LEAST_QUESTIONS = 30
 _INVENTED = 0.3  # weight of invented questions beside a user's
-_STEPS, _BATCH, _LEARNING_RATE, _DECAY = 400, 64, 0.01, 0.6
+_STEPS, _BATCH, _LEARNING_RATE, _DECAY = 800, 64, 0.01, 0.6
 _ABSOLUTE = 3.0  # weight of the loss that makes outputs comparable between questions, beside that of their order
 _FOLDS = 3
-_WHOLE, _FEW, _MOST_OTHERS = 0.5, 0.3, 4  # shares of questions, and passages beside the evidence where these are few
+_WHOLE, _FEW, _MOST_OTHERS = 0.7, 0.2, 4  # shares of questions, and passages beside the evidence where these are few
+_RETRIEVED = 0.3
 _LEAST_SCALE = 0.05
 _SEPARABLE = 1e-3  # keeps the temperature from 0 where evidence was told without a mistake
 
@@ -112,13 +113,13 @@ def make_examples(
 ) -> list[Example]:
     """Read questions and note their signals; the weights of all together are 1.
 
-    Users retrieve few passages or many, and not always one with the answer. So half of the questions are read with all
-    of their passages, three in ten with the evidence among few, and two in ten without the evidence.
+    Users retrieve few passages or many, and not always one with the answer. So seven in ten questions are read with all
+    of their passages, two in ten with the evidence among few, and one in ten without the evidence.
 
     Args:
         scorer: Has the draft, and the embedder if one takes part.
         tasks: The questions.
-        retriever: Scores the passages of every other question, as those of a user may come with scores or without.
+        retriever: Scores the passages of three questions in ten, as those of a user may come with scores or without.
         seed: Seed of these choices.
         progress: Called with the number of questions done and their total.
     """
@@ -126,7 +127,7 @@ def make_examples(
     for done, whole in enumerate(tasks):
         task = _varied(whole, rng)
         passages = [Passage(text, title) for text, title in zip(task.passages, task.titles, strict=True)]
-        if retriever is not None and rng.random() < 0.5:
+        if retriever is not None and rng.random() < _RETRIEVED:
             scores = retriever(task.question, passages)
             passages = [replace(one, retriever_score=float(s)) for one, s in zip(passages, scores, strict=True)]
         sentences = segment(task.passages)
@@ -190,7 +191,8 @@ def _fit(examples: Sequence[Example], start: RelevanceModel | None, hidden: int,
     first = _train(examples, [e.signals.first for e in examples], 0, seed, None if start is None else start.first)
     seen = [torch.cat([e.signals.first, e.signals.second(first(e.signals.first))], dim=1) for e in examples]
     second = _train(examples, seen, hidden, seed, None if start is None else start.second)
-    return RelevanceModel(examples[0].signals.names, first, second)
+    known = examples[0].signals
+    return RelevanceModel(known.names, known.second_names, first, second)
 
 
 def _train(

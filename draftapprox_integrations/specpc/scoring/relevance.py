@@ -2,7 +2,7 @@
 
 Two looks. The first is linear and sees each sentence by itself; from its scores follow the signals of the second, a
 network with one hidden layer. Its output becomes a probability by a scale and a shift that were fitted on other
-questions. All of it is a few hundred numbers in a JSON file, fitted by `benchmarks.fit_relevance` and by
+questions. All of it is about 850 numbers in a JSON file, fitted by `benchmarks.fit_relevance` and by
 `draftapprox calibrate --data`.
 """
 
@@ -22,10 +22,10 @@ from ...errors import InvalidInputError
 from ..text.segmentation import Passage, Sentence
 from .embedder import Embedder, EmbedderScorer, check_embedder
 from .scorer import AttentionScorer, Scorer, SentenceScores, TokenScores, check_finite, check_scores
-from .signals import QUESTION, SECOND, Signals
+from .signals import Signals, second_names
 
 _PACKAGED = Path(__file__).parent / "calibrated" / "relevance.json"
-_FORMAT = 1
+_FORMAT = 2
 _CLAMP = 4.0  # standard deviations beyond which a signal says no more
 
 
@@ -69,12 +69,13 @@ class RelevanceModel:
     """Two looks over signals of certain names.
 
     Attributes:
-        names: Names of the first look's signals.
+        names, second_names: Names of the signals that each look adds.
         first, second: The two looks.
         temperature, bias: probability = sigmoid(second / temperature + bias).
     """
 
     names: tuple[str, ...]
+    second_names: tuple[str, ...]
     first: Network
     second: Network
     temperature: float = 1.0
@@ -107,12 +108,12 @@ class RelevanceModels:
         """JSON-ready."""
         return {
             "format": _FORMAT,
-            "second": [*SECOND, *QUESTION],
             "models": [
                 {
                     "attention": attention,
                     "semantic": semantic,
                     "names": list(model.names),
+                    "second_names": list(model.second_names),
                     "temperature": round(model.temperature, 4),
                     "bias": round(model.bias, 4),
                     "first": model.first.to_lists(),
@@ -130,18 +131,22 @@ class RelevanceModels:
             InvalidInputError: it holds no models, or those of other signals.
         """
         try:
-            if content["format"] != _FORMAT or content["second"] != [*SECOND, *QUESTION]:
+            rows = content["models"]
+            if content["format"] != _FORMAT or any(
+                row["second_names"] != [*second_names(row["names"])] for row in rows
+            ):
                 raise ValueError("written by another version")
             return cls(
                 {
                     (row["attention"], row["semantic"]): RelevanceModel(
                         tuple(row["names"]),
+                        tuple(row["second_names"]),
                         Network.of_lists(row["first"]),
                         Network.of_lists(row["second"]),
                         float(row["temperature"]),
                         float(row["bias"]),
                     )
-                    for row in content["models"]
+                    for row in rows
                 }
             )
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -179,7 +184,12 @@ class RelevanceScorer:
         models: RelevanceModels | None = None,
     ):
         self.attention, self.embedder = attention, check_embedder(embedder)
-        self.models = models or RelevanceModels.packaged()
+        self._models = models
+
+    @property
+    def models(self) -> RelevanceModels:
+        """The models to choose from."""
+        return self._models or RelevanceModels.packaged()
 
     @property
     def semantic(self) -> str:

@@ -34,7 +34,17 @@ SECOND = (
     "score", "best", "best_passage", "rank", "rank_passage", "below_best",
     "terms", "terms_passage", "terms_title", "gap", "top", "lead",
 )  # fmt: skip
+# Signals of different kinds, whose ranks, peaks and agreement show which of them to trust for a question.
+_WITNESSES = ("heads_mean", "bm25", "similarity")
 QUESTION = (*(f"asks {words}" for words in _QUESTION_WORDS), "words")
+
+
+def second_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of a second look's own signals, beside a first look's `names`."""
+    seen = [name for name in _WITNESSES if name in names]
+    of_each = [f"{what} of {name}" for what in ("highest", "next", "agreement") for name in seen]
+    pairs = [f"{one} agrees with {other}" for i, one in enumerate(seen) for other in seen[:i]]
+    return (*SECOND, *(f"rank of {name}" for name in seen), *of_each, *pairs, *QUESTION)
 
 
 class Signals:
@@ -70,6 +80,11 @@ class Signals:
         """Names of the columns of `first`."""
         semantic = () if self._similarity is None else SEMANTIC + (ABSOLUTE if self._is_cosine else ())
         return ATTENTION + WORDS + PLACE + semantic
+
+    @property
+    def second_names(self) -> tuple[str, ...]:
+        """Names of the columns of `second`."""
+        return second_names(self.names)
 
     def _words(self, passages: Sequence[Passage], sentences: Sequence[Sequence[Sentence]]) -> None:
         """Index the words of sentences, with what speaks for them, and of passages."""
@@ -118,7 +133,7 @@ class Signals:
             scores: float32 [all sentences].
 
         Returns:
-            float32 [all sentences, `SECOND` and `QUESTION`].
+            float32 [all sentences, `second_names`].
         """
         owners, count = self.owners, len(scores)
         scores = standardize(scores)
@@ -136,12 +151,29 @@ class Signals:
             scores - of_passages[owners],
             *self._terms(best),
         ]
+        ranks, witnesses = self._agreement(int(owners[best]))
         second = ordered[1] if len(ordered) > 1 else ordered[0]
         spread = [float(ordered[0] - second), float(ordered[0]), float(ordered[:3].mean() - ordered.mean())]
         query = self.query.lower()
         asks = [float(bool(pattern.search(query))) for pattern in _PATTERNS]
-        constants = [*spread, *asks, min(len(query.split()), 40) / 20]
-        return torch.cat([torch.stack(columns, dim=1), torch.tensor(constants).expand(count, -1)], dim=1)
+        constants = [*witnesses, *asks, min(len(query.split()), 40) / 20]
+        lead = torch.tensor(spread).expand(count, -1)
+        return torch.cat([torch.stack(columns, 1), lead, ranks, torch.tensor(constants).expand(count, -1)], dim=1)
+
+    def _agreement(self, passage: int) -> tuple[Tensor, list[float]]:
+        """Log ranks of the sentences by each witness; their highest values, and whether their best passages agree."""
+        names = self.names
+        seen = [self.first[:, names.index(name)].contiguous() for name in _WITNESSES if name in names]
+        best = []  # passages with the highest value, all of them where values are equal, in whatever order they come
+        for one in seen:
+            of_passages = self._highest(one)
+            best.append(of_passages >= of_passages.max())
+        ordered = [one.sort(descending=True).values for one in seen]
+        pairs = [float((best[i] & best[j]).any()) for i in range(len(seen)) for j in range(i)]
+        highest = [float(one[0]) for one in ordered]
+        following = [float(one[min(1, len(one) - 1)]) for one in ordered]
+        ranks = torch.stack([_ranks(one).log1p() for one in seen], dim=1)
+        return ranks, [*highest, *following, *(float(one[passage]) for one in best), *pairs]
 
     def _terms(self, index: int) -> list[Tensor]:
         """How sentences, passages and titles match the new terms of sentence `index`; 0 for itself and its passage."""

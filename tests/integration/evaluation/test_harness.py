@@ -263,10 +263,16 @@ def test_a_run_that_was_killed_ends_with_the_same_numbers(
     assert again["scores"] == whole["scores"]
     assert again["usage"]["answers"] == 1  # two were there
     assert list((tmp_path / "b" / "answers").iterdir()) == []
-    monkeypatch.setattr(lm_eval, "simple_evaluate", None)
+    monkeypatch.setattr("draftapprox_integrations.evaluation.harness.simple_evaluate", None)
     assert runs.evaluate(small, tmp_path / "b") == again  # nothing runs
     assert again["run"] == small.to_dict()
     assert again["environment"]["packages"]["transformers"]
+
+
+def test_a_task_that_nobody_has_is_known_before_a_model_is_loaded(small: Run, tmp_path: Path) -> None:
+    unknown = replace(small, target=str(tmp_path / "missing"), tasks=["niah_single_1", "niah_single_9"])
+    with pytest.raises(InvalidInputError, match="neither RULER nor lm-evaluation-harness has a task niah_single_9"):
+        runs.evaluate(unknown, tmp_path / "out")
 
 
 def test_tables_and_plots_of_runs(small: Run, tmp_path: Path) -> None:
