@@ -1,4 +1,4 @@
-"""Rules for the text of conversations that every part which shortens it follows: questions, and results that are JSON."""
+"""Rules that every part which shortens conversations follows: what a result is read with, and what is JSON."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def _before_question(text: str) -> list[Span]:
 def _in_long_paragraphs(text: str) -> list[Span]:
     """Long paragraphs between a first and a last one of which one asks."""
     spans = list(_paragraphs(text, 0, len(text)))
-    if len(spans) < 3 or not any(set(text[start:end]) & set("?？؟") for start, end in (spans[0], spans[-1])):
+    if len(spans) < 3 or not any(set(text[start:end]) & set("?\uff1f\u061f") for start, end in (spans[0], spans[-1])):
         return []
     return _long(text, spans[1:-1])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..frameworks.tool_results import is_json, query_for
@@ -68,12 +68,12 @@ class Unit:
     Attributes:
         query: What it is read with.
         slots: Where it is.
-        parts: (list, part) of the message's content parts, to be removed if nothing of them is left.
+        content: The message's list of content parts; those of which nothing is left are removed. None for a text.
     """
 
     query: str
     slots: list[Slot]
-    parts: list[tuple[list[Any], Any]] = field(default_factory=list)
+    content: list[Any] | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -85,9 +85,10 @@ class Unit:
         rest = iter(texts)
         for slot in self.slots:
             slot.write([next(rest) for _ in slot.pieces])
-        for content, part in self.parts:
-            if len(content) > 1 and isinstance(part.get("text"), str) and not part["text"].strip():
-                content[:] = [other for other in content if other is not part]
+        if self.content is not None:
+            empty = [slot.holder for slot in self.slots if not slot.holder[slot.key].strip()]
+            left = [part for part in self.content if not any(part is one for one in empty)]
+            self.content[:] = left or self.content[:1]  # no server takes an empty list
 
 
 def chat_units(body: dict[str, Any], *, unmarked: bool = False) -> list[Unit]:
@@ -99,7 +100,7 @@ def chat_units(body: dict[str, Any], *, unmarked: bool = False) -> list[Unit]:
     messages = body.get("messages")
     if not isinstance(messages, list):
         return []
-    found: list[tuple[int, list[Slot], list[tuple[list[Any], Any]]]] = []
+    found: list[tuple[int, list[Slot], list[Any] | None]] = []
     questions: list[tuple[int, str]] = []
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
@@ -120,11 +121,10 @@ def chat_units(body: dict[str, Any], *, unmarked: bool = False) -> list[Unit]:
         if question:
             questions.append((index, question))
         content = message.get("content")
-        parts = [(content, part) for part in _parts(message) if part.get("type") == "text"]
-        found += [(index, slots, parts)] if slots else []
+        found += [(index, slots, content if isinstance(content, list) else None)] if slots else []
     if not questions:
         return []
-    units = [Unit(query_for(index, questions), slots, parts) for index, slots, parts in found]
+    units = [Unit(query_for(index, questions), slots, content) for index, slots, content in found]
     documents = body.get("documents")
     if isinstance(documents, list) and (slots := [slot for one in documents for slot in _document_slots(one)]):
         units.append(Unit(questions[-1][1], slots))
@@ -209,6 +209,3 @@ def _document_slots(part: Any) -> Iterator[Slot]:
             if isinstance(text, str) and len(text) > LONG_CHARACTERS and _is_prose(text):
                 yield Slot(holder, key, [Piece(0, len(text), text)])
         pending += [holder.get(key) for key in ("source", "document", "data")]
-
-
-Finder = Callable[..., list[Unit]]
