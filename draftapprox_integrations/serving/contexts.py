@@ -3,10 +3,10 @@
 Marks decide, in this order; the first kind that is found is used alone:
 
 1. Tags: `<context>...</context>`, `<documents>`, `<search_results>` and the like, opened at the start of a line.
-2. Fences: the last pair of equal lines of dashes (or = or _) whose opening follows a line that speaks of context, as in
-   LlamaIndex's default prompts.
+2. Fences: two equal lines of dashes (or = or _) after a line such as "Context information is below.", as in
+   LlamaIndex's default prompts. With more such lines it is not clear which belong together, and all is left alone.
 3. A heading such as "Context:", up to "Question:", up to a closing "Answer:", else up to the last paragraph.
-4. A line "Question:" after an instruction such as "Use the following pieces of context": all between the two. Without
+4. One line "Question:" after an instruction such as "Use the following pieces of context": all between the two. Without
    such an instruction: long paragraphs between the first one and that line.
 5. Only if asked for: long paragraphs of a text whose first or last paragraph asks a question, but not these two.
 
@@ -26,6 +26,7 @@ LONG_CHARACTERS = 400  # of a paragraph without marks that may be context
 _HEADING_CHARACTERS = 200  # a shorter paragraph belongs to the next one, as its heading
 _QUERY_CHARACTERS = 2000  # of a question; more is instructions
 _NAME_CHARACTERS = 200  # of a title or source inside a document
+_LINES_CHARACTERS = 600  # of the lines before a fence
 
 _BLOCKS = (
     "contexts?|documents?|docs?|passages?|sources?|chunks?|excerpts?|search_results?|retrieved_(?:context|documents)|"
@@ -37,10 +38,10 @@ _IS_BLOCK, _IS_NAME = re.compile(_BLOCKS), re.compile(_NAMES)
 
 _MARK = r"^[#*> \t]{0,20}"  # of Markdown
 _FENCE = re.compile(r"^(?P<fence>-{5,}|={5,}|_{5,})[ \t]*$", re.MULTILINE)
-_SPEAKS_OF_CONTEXT = re.compile(
-    r"\b(?:contexts?|documents?|passages?|sources?|excerpts?|search results)\b", re.IGNORECASE
+_TEXTS = r"(?:contexts?|documents?|passages?|sources?|excerpts?|search results)"
+_WHAT = (
+    r"(?:(?:retrieved|relevant|additional|new)[ \t])?(?:contexts?|documents|passages|sources|excerpts|search results)"
 )
-_WHAT = r"(?:(?:retrieved|relevant|additional)[ \t])?(?:contexts?|documents|passages|sources|excerpts|search results)"
 _HEADING = re.compile(
     rf"{_MARK}(?:{_WHAT}(?: information)?[ \t*]{{0,4}}:[ \t*]*|(?<=#)[ \t]*{_WHAT}[ \t*]*$)",
     re.IGNORECASE | re.MULTILINE,
@@ -52,8 +53,14 @@ _QUESTION = re.compile(
 )
 _QUESTION_INSIDE = re.compile(r"\b(?:question|query)\b(?P<one_line>)[ \t]?:[ \t]*", re.IGNORECASE)
 _ANSWER = re.compile(rf"{_MARK}(?:[\w']{{1,20}}[ \t])?(?:answer|response)[ \t*]{{0,4}}:", re.IGNORECASE | re.MULTILINE)
-_INSTRUCTION = re.compile(
-    r"\b(?:following|below|given|provided|retrieved)\b[^.\n]{0,60}\b(?:contexts?|documents?|passages?|sources?|excerpts?)\b",
+_ANNOUNCES = re.compile(
+    rf"\b(?:following|below|given|provided|retrieved)\b[^.\n]{{0,60}}\b{_TEXTS}\b|"
+    rf"\b{_TEXTS}\b[^.\n]{{0,60}}\b(?:below|follows?|provided)\b",
+    re.IGNORECASE,
+)
+_INSTRUCTS = re.compile(
+    r"(?:given|using|use|based on|answer|please|now|respond|reply|if|do not|don't|only|return|write|provide)\b"
+    r"[^\n]{0,200}\b(?:answer|question|query|context|above|know)\b",
     re.IGNORECASE,
 )
 _BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
@@ -79,11 +86,15 @@ def read_user_text(text: str, *, unmarked: bool = False) -> UserText:
         text: The text of a user message, or a prompt.
         unmarked: Whether long paragraphs without any mark may be context.
     """
-    rules = [_in_tags, _in_fences, _under_heading, _before_question, *([_in_long_paragraphs] if unmarked else [])]
+    blocks, inside = _in_tags(text)
+    if contexts := _stripped(text, inside):
+        return UserText(contexts, _question_in(text, blocks))
+    rules = [_in_fences, _under_heading, _before_question, *([_in_long_paragraphs] if unmarked else [])]
     for rule in rules:
-        spans = [strip(text, start, end) for start, end in rule(text)]
-        contexts = [(start, end) for start, end in spans if start < end]
-        if contexts:
+        spans = rule(text)
+        if spans is None:
+            break
+        if contexts := _stripped(text, spans):
             return UserText(contexts, _question_in(text, contexts))
     return UserText([], _question_in(text, []))
 
@@ -108,16 +119,22 @@ def _paragraphs(text: str, start: int, end: int) -> Iterator[Span]:
         yield start, end
 
 
-def _in_tags(text: str) -> list[Span]:
-    """What stands in documents' tags, without tags, and without titles and sources inside of them."""
+def _stripped(text: str, spans: list[Span]) -> list[Span]:
+    found = [strip(text, start, end) for start, end in spans]
+    return [(start, end) for start, end in found if start < end]
+
+
+def _in_tags(text: str) -> tuple[list[Span], list[Span]]:
+    """Blocks in documents' tags, and the text in them without tags, titles and sources."""
+    blocks: list[Span] = []
     found: list[Span] = []
     pending: list[Span] = []  # of a block that is still open
-    opened, depth, position, name = "", 0, 0, False
+    opened, depth, begin, position, name = "", 0, 0, 0, False
     for tag in _TAG.finditer(text):
         kind, closes = tag["name"].lower(), bool(tag["close"])
         if not opened:
             if not closes and _IS_BLOCK.fullmatch(kind) and _starts_line(text, tag.start()):
-                opened, depth, position, pending, name = kind, 1, tag.end(), [], False
+                opened, depth, begin, position, pending, name = kind, 1, tag.start(), tag.end(), [], False
             continue
         if not (name and tag.start() - position <= _NAME_CHARACTERS):
             pending.append((position, tag.start()))
@@ -126,33 +143,24 @@ def _in_tags(text: str) -> list[Span]:
             depth += -1 if closes else 1
         if depth == 0:
             found += pending
+            blocks.append((begin, tag.end()))
             opened = ""
-    return found
+    return blocks, found
 
 
 def _starts_line(text: str, position: int) -> bool:
     return not text[text.rfind("\n", max(0, position - 40), position) + 1 : position].strip() if position else True
 
 
-def _in_fences(text: str) -> list[Span]:
-    """What the last pair of equal fences encloses whose opening follows a line that speaks of context."""
+def _in_fences(text: str) -> list[Span] | None:
+    """What two equal fences enclose of which the first is announced as context; None if there are more."""
     fences = list(_FENCE.finditer(text))
-    pairs: list[Span] = []
-    opening: re.Match[str] | None = None
     for fence in fences:
-        if opening is None:
-            before = text[: fence.start()].rstrip()[-400:].rpartition("\n")[2]
-            opening = fence if _SPEAKS_OF_CONTEXT.search(before) else None
-        elif fence["fence"] == opening["fence"]:
-            pairs.append((opening.end(), fence.start()))
-            opening = None
-    if not pairs:
-        return []
-    start, end = pairs[-1]
-    # A context with fences in it may have put the question between two of them.
-    if len(fences) > 2 and _QUESTION.search(text, start, end):
-        return []
-    return [(start, end)]
+        before = text[max(0, fence.start() - _LINES_CHARACTERS) : fence.start()].rstrip().splitlines()[-2:]
+        if _ANNOUNCES.search("\n".join(before)) or _HEADING.fullmatch("".join(before[-1:])):
+            equal = [other for other in fences if other["fence"] == fence["fence"]]
+            return [(fence.end(), equal[1].start())] if equal[0] is fence and len(equal) == 2 else None
+    return []
 
 
 def _under_heading(text: str) -> list[Span]:
@@ -165,7 +173,7 @@ def _under_heading(text: str) -> list[Span]:
     start = next(heading.end() for heading in headings if heading.start() >= after)
     question = _QUESTION.search(text, start)
     if question:
-        return [(start, question.start())]
+        return _without_instruction(text, list(_paragraphs(text, start, question.start())))
     end = _start_of_closing_answer(text, start)
     if end < len(text) and _QUESTION.search(text, 0, start):
         return [(start, end)]
@@ -182,16 +190,24 @@ def _start_of_closing_answer(text: str, start: int) -> int:
 
 
 def _before_question(text: str) -> list[Span]:
-    """What stands between the first paragraph and the first line "Question:"."""
-    question = _QUESTION.search(text)
-    if question is None:
+    """What stands between the first paragraph and the only line "Question:"; with several, some are examples."""
+    questions = list(_QUESTION.finditer(text))
+    if len(questions) != 1:
         return []
+    (question,) = questions
     spans = list(_paragraphs(text, 0, question.start()))
     if len(spans) < 2:
         return []
-    if _INSTRUCTION.search(text, *spans[0]):
-        return [(spans[1][0], spans[-1][1])]
+    if _ANNOUNCES.search(text, *spans[0]):
+        return _without_instruction(text, spans[1:])
     return _long(text, spans[1:])
+
+
+def _without_instruction(text: str, spans: list[Span]) -> list[Span]:
+    """From the first paragraph to the last one that does not say what to do before the question."""
+    if len(spans) > 1 and _INSTRUCTS.match(text, *spans[-1]):
+        spans = spans[:-1]
+    return [(spans[0][0], spans[-1][1])] if spans else []
 
 
 def _in_long_paragraphs(text: str) -> list[Span]:
@@ -208,18 +224,19 @@ def _long(text: str, spans: list[Span]) -> list[Span]:
     return [(start, end) for start, end in spans if end - start >= LONG_CHARACTERS]
 
 
-def _question_in(text: str, contexts: list[Span]) -> str:
-    """The question: what follows the last label "Question:", else all that is no context."""
-    borders = [0, *(border for span in contexts for border in span), len(text)]
+def _question_in(text: str, hidden: list[Span]) -> str:
+    """The question: what follows the last label "Question:", else all that is not hidden."""
+    borders = [0, *(border for span in hidden for border in span), len(text)]
     outside = "\n".join(
         part for part in (text[a:b].strip() for a, b in zip(borders[::2], borders[1::2], strict=True)) if part
     )
-    if contexts:
+    if hidden:
+        outside = _HEADING.sub("", outside).strip()
         labels = list(_QUESTION.finditer(outside)) or list(_QUESTION_INSIDE.finditer(outside))
         if labels:
             after = outside[labels[-1].end() :].strip()
-            answer = _ANSWER.search(after)
-            labelled = after[: answer.start()] if answer else after
+            ends = [end.start() for kind in (_ANSWER, _FENCE) if (end := kind.search(after))]
+            labelled = after[: min(ends)] if ends else after
             if labels[-1]["one_line"]:
                 labelled = labelled.partition("\n")[0]
             outside = labelled.strip() or outside

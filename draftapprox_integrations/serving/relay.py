@@ -155,10 +155,7 @@ def _refusal(error: httpx.TransportError) -> Response:
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return error_response(504, f"the upstream did not answer in time ({_reason(error)}); ask for less or try again")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        message = (
-            f"the upstream cannot be reached ({_reason(error)}); check that it runs, and the address in --upstream"
-        )
-        return error_response(502, message)
+        return error_response(502, f"the upstream cannot be reached ({_reason(error)}); check that it runs, and where")
     return error_response(502, f"the upstream ended the connection without an answer ({_reason(error)})")
 
 
