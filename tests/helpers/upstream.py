@@ -22,7 +22,9 @@ _PATIENCE = 60  # seconds until a test that hangs fails
 @contextmanager
 def running(app: Any) -> Iterator[str]:
     """Serve an application on a free port of this machine; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
+    )
     started = threading.Event()
     bound: list[int] = []
 
@@ -98,7 +100,7 @@ class Recorder:
 
 
 def transformers_server(folder: str) -> FastAPI:
-    """The application of `transformers serve FOLDER`, for text."""
+    """The application of `transformers serve FOLDER`, as far as it is about text."""
     manager, state = ModelManager(device="cpu", dtype="float32", force_model=folder), GenerationState()
     return build_server(
         manager,
