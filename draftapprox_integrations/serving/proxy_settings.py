@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -26,6 +26,7 @@ class ProxySettings:
         time_limit: Seconds for shortening one request, waiting included, > 0. A request that takes longer goes on as
             it came.
         workers: Requests that are shortened at the same time, >= 1; others wait.
+        upstream_key: Sent to the upstream as its API key, in place of what clients send. None: theirs is passed on.
         connect_seconds: Seconds to wait for a connection to the upstream, > 0.
         read_seconds: Seconds to wait for the next bytes of the upstream, > 0.
         dropped_bytes: Bytes of dropped text that are kept to be asked for, >= 0. 0: none.
@@ -44,6 +45,7 @@ class ProxySettings:
     unmarked: bool = False
     time_limit: float = 10.0
     workers: int = 2
+    upstream_key: str | None = field(default=None, repr=False)
     connect_seconds: float = 10.0
     read_seconds: float = 600.0
     dropped_bytes: int = 64 * 2**20
@@ -64,6 +66,9 @@ class ProxySettings:
         for name in ("unmarked", "marker", "report_in_body"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        key: Any = self.upstream_key
+        if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key.strip()):
+            raise InvalidInputError("upstream_key must be a non-empty string of printable ASCII characters")
         if self.marker and not self.dropped_bytes:
             raise InvalidInputError("marker names the id of dropped text, which dropped_bytes=0 does not keep")
 

@@ -23,7 +23,7 @@ _PATIENCE = 60  # seconds until a test that hangs fails
 def running(app: Any) -> Iterator[str]:
     """Serve an application on a free port of this machine; gives its address."""
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
     )
     started = threading.Event()
     bound: list[int] = []

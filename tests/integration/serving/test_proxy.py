@@ -164,7 +164,7 @@ def test_completions(proxy: Any, upstream: Any, model: Any, arrived: Any) -> Non
 
 
 async def test_chat_openai(proxy: Any, model: Any, arrived: Any) -> None:
-    chat = ChatOpenAI(model=model, base_url=proxy, api_key="k", max_tokens=4, temperature=0)
+    chat = ChatOpenAI(model=model, base_url=proxy, api_key="k", max_completion_tokens=4, temperature=0)
     written = chat.invoke(stuff_prompt.PROMPT.format(context=CONTEXT, question=QUESTION))
     assert written.text
     streamed = "".join([piece.text async for piece in chat.astream([HumanMessage(PROMPT)])])

@@ -258,7 +258,7 @@ def test_fair_shares(tokens: Any, budget: Any) -> None:
         ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 5, "keep_ratio": 0.5}, "not both"),
         ({"trigger_tokens": -1}, "trigger_tokens"), ({"workers": True}, "workers"), ({"time_limit": 0}, "time_limit"),
         ({"read_seconds": float("inf")}, "read_seconds"), ({"marker": 1}, "marker"),
-        ({"marker": True, "dropped_bytes": 0}, "dropped_bytes=0"),
+        ({"marker": True, "dropped_bytes": 0}, "dropped_bytes=0"), ({"upstream_key": "a\nb"}, "upstream_key"),
     ],
 )  # fmt: skip
 def test_settings(changes: Any, message: Any) -> None:
