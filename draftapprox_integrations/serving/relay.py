@@ -27,6 +27,7 @@ _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"expect", b"host", b"content-length",
 }  # fmt: skip
+_SERVERS_OWN = {b"date", b"server"}  # which the server of this application adds to every answer
 _KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after 5 s; a request must not meet one that closes
 
 
@@ -128,7 +129,8 @@ class Relay(Response):
             await refusal(scope, receive, send)
             return
         try:
-            headers = [*end_to_end(response.headers.raw), *outgoing.headers]
+            headers = [pair for pair in end_to_end(response.headers.raw) if pair[0] not in _SERVERS_OWN]
+            headers += outgoing.headers
             if outgoing.report is not None and _is_json(response):
                 content = _with_report(await response.aread(), outgoing.report)
                 await _start(send, response.status_code, [*headers, (b"content-length", b"%d" % len(content))])

@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 from llama_index.core import Document, SummaryIndex
 from llama_index.core.prompts import chat_prompts, default_prompts
 from llama_index.core.query_engine import citation_query_engine
-from llama_index.llms.openai_like import OpenAILike
+from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped]
 
 from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.langchain import SpecPCMiddleware

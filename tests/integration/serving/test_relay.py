@@ -113,7 +113,7 @@ def test_other_paths_pass_byte_by_byte(proxy: Any, upstream: Any, arrived: Any, 
     assert through[0] == direct[0] == 418
     assert through[2] == direct[2]
     direct_headers, through_headers = (
-        sorted(pair for pair in answer[1] if pair[0] not in ("date", "server")) for answer in (direct, through)
+        sorted((name, "" if name == "date" else value) for name, value in answer[1]) for answer in (direct, through)
     )
     assert through_headers == direct_headers
     first, second = arrived
