@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +15,7 @@ from ..config import CompressionConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..frameworks.items import RetrievedItem
 from ..frameworks.retrieval import CompressorReference, OnError, compress_items
+from ..frameworks.tool_results import is_json, query_for
 from ..models.loading import ModelSpec
 from ..models.locks import ForkSafeLock
 from ..models.tokenization import TokenizerSpec
@@ -145,9 +145,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
             return list(messages)  # no query to compress for
         compressed = list(messages)
         for index, texts in results:
-            fetched_for = [text for before, text in questions if before < index][-1:]
-            query = "\n".join(dict.fromkeys([*fetched_for, questions[-1][1]]))
-            kept, notes = self._compress_texts(tuple(texts), query)
+            kept, notes = self._compress_texts(tuple(texts), query_for(index, questions))
             if kept != texts:
                 compressed[index] = self._replace_texts(messages[index], kept, notes)
         return compressed
@@ -160,7 +158,7 @@ class SpecPCMiddleware(AgentMiddleware[Any, Any, Any]):
             return []
         blocks = [message.content] if isinstance(message.content, str) else message.content
         texts = [text for block in blocks if (text := _text_of(block)) is not None]
-        return [] if any(_is_json(text) for text in texts) else texts
+        return [] if any(is_json(text) for text in texts) else texts
 
     def _below_trigger(self, results: list[tuple[int, list[str]]]) -> bool:
         if not self.trigger_tokens:
@@ -216,14 +214,3 @@ def _text_of(block: Any) -> str | None:
     if isinstance(block, dict):
         block = block.get("text") if block.get("type") == "text" else None
     return block if isinstance(block, str) and block.strip() else None
-
-
-def _is_json(text: str) -> bool:
-    """Return whether the text is a JSON object or list; pieces of one would not be valid JSON."""
-    if text.lstrip()[:1] not in ("{", "["):
-        return False
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True

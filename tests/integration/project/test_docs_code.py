@@ -1,7 +1,8 @@
 """The Python of README and documentation runs, each page from top to bottom; shell commands are only parsed.
 
-Two substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
-target becomes a small server of this test with OpenAI's protocol. The comment of `print(...)  # text` is its expected
+Three substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
+target becomes a small server of this test with OpenAI's protocol, and that of the proxy the application that the page
+made. The comment of `print(...)  # text` is its expected
 output. A block after `<!-- not run: reason -->` is only compiled.
 """
 
@@ -13,7 +14,7 @@ import shlex
 import threading
 import tomllib
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ from draftapprox_integrations import LoadedModel
 from draftapprox_integrations.cli.app import app
 from draftapprox_integrations.llama_index import SpecKVLLM
 from tests.conftest import ROOT
+from tests.helpers.upstream import running
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S)
@@ -38,6 +40,7 @@ NOT_RUN = 1  # raise it only for what cannot run without a key or a download
 
 HUB_NAME = re.compile(r'"(?:Qwen|meta-llama)/[\w.-]+"')
 API_ADDRESS = "http://localhost:8000/v1"
+PROXY_ADDRESS = "http://localhost:8080"
 API_ANSWER = "It was opened in 1932."
 
 MILL = "The old mill was built in 1821. Today it is a small museum. It closes in winter."
@@ -112,10 +115,18 @@ def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_the_python_of_a_page(page: Any, application: Any, api: Any, embedded_model: LoadedModel) -> None:
+    with ExitStack() as servers:
+        run_page(page, application, api, servers)
+
+
+def run_page(page: Any, application: Any, api: Any, servers: ExitStack) -> None:
     names = application if page in ("README.md", "docs/index.md") else {}
     names["__name__"] = "__main__"
+    proxy = ""
     for block in blocks(page, "python"):
-        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, api)
+        if PROXY_ADDRESS in block["code"] and not proxy:
+            proxy = servers.enter_context(running(names["app"]))  # as the page makes it
+        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, api).replace(PROXY_ADDRESS, proxy)
         line = PAGES[page][: block.start("code")].count("\n")
         compiled = compile("\n" * line + code, page, "exec")  # a traceback then points into the page
         if block["reason"]:
