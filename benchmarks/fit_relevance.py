@@ -5,8 +5,8 @@
         --store keys.db --out draftapprox_integrations/specpc/scoring/calibrated/relevance.json
 
 The mixture: each file, invented questions of every shape, and questions in which words mislead (training_questions.py);
-all sources have the same weight, pairs made by hand a third of it. Of SQuAD's articles the first half is used, the
-other is for reports. HotpotQA's development questions and NQ-open are never used.
+all sources have the same weight. Of SQuAD's articles the first half is used, the other is for reports. HotpotQA's
+development questions and NQ-open are never used.
 
 One model for each kind of attention and of similarity: "heads" and "joint" (on a part of the questions, as it reads all
 passages again for every question); "none", "embedder" (MiniLM, with its cosines), "scorer" (MiniLM's order alone, in
@@ -21,7 +21,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,9 @@ from draftapprox_integrations.specpc.text import Passage
 from .common import machine
 from .minilm import MiniLM
 from .remembered import Remembered
-from .training_questions import nearest_squad_tasks, paraphrased_tasks, wikiqa_tasks
+from .training_questions import nearest_squad_tasks, wikiqa_tasks
 
 SEED = 11
-PAIRS_WEIGHT = 1 / 3  # 72 questions of one making beside hundreds that people asked
 
 
 def main() -> None:
@@ -63,7 +61,6 @@ def main() -> None:
     sources = [tasks_of(path, args.n) for path in args.data]
     sources.append(make_tasks(args.invented, seed=SEED, shapes=SHAPES))
     sources.append(wikiqa_tasks(args.wikiqa, 2 * args.n, SEED))
-    sources.append(paraphrased_tasks(args.wikiqa, args.n, SEED))
     for path in args.data:
         if isinstance(rows := read_rows(path), dict):
             sources.append(nearest_squad_tasks(first_half(rows), args.n, SEED))
@@ -75,9 +72,7 @@ def main() -> None:
         for semantic, other in (("none", None), ("embedder", embedder), ("scorer", EmbedderScorer(embedder))):
             examples: list[Example] = []
             for source in some:
-                made = make_examples(RelevanceScorer(known, other), source, retriever=by_retriever, seed=SEED)
-                weight = PAIRS_WEIGHT if source[0].shape == "paraphrased" else 1.0
-                examples += [replace(one, weight=weight * one.weight) for one in made]
+                examples += make_examples(RelevanceScorer(known, other), source, retriever=by_retriever, seed=SEED)
             models[known.kind, semantic] = fit_relevance(examples, hidden=args.hidden)
             print(
                 f"{known.kind}, {semantic}: {len(examples)} questions, {time.perf_counter() - begun:.0f} s",

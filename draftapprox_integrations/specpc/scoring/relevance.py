@@ -2,7 +2,7 @@
 
 Two looks. The first is linear and sees each sentence by itself; from its scores follow the signals of the second, a
 network with one hidden layer. Its output becomes a probability by a scale and a shift that were fitted on other
-questions. All of it is about 850 numbers in a JSON file, fitted by `benchmarks.fit_relevance` and by
+questions. All of it is about a thousand numbers in a JSON file, fitted by `benchmarks.fit_relevance` and by
 `draftapprox calibrate --data`.
 """
 

@@ -122,8 +122,10 @@ def test_the_second_look_knows_the_first_ones_best_and_what_it_names() -> None:
 def test_what_the_best_sentence_names_is_found() -> None:
     sentences = segment([passage.text for passage in PASSAGES])
     found = RelevanceScorer(Level()).score(QUERY, PASSAGES, sentences)
-    ranked = sorted(((float(value), p, i) for p, row in enumerate(found) for i, value in enumerate(row)), reverse=True)
-    assert [(p, i) for _, p, i in ranked[:2]] in ([(0, 0), (2, 0)], [(2, 0), (0, 0)])
+    first, other, named = (row.tolist() for row in found[:3])
+    assert first[0] == max(first)
+    assert named[0] == max(named)
+    assert min(first[0], named[0]) > 0.5 > 5 * max(other)  # though the other one says of somebody when he died
     assert found.are_probabilities
     assert found.tokens is not None
     assert found.tokens.tokens_read == 7
@@ -214,7 +216,7 @@ def test_models_survive_json_and_others_are_refused() -> None:
 def test_the_packaged_models_are_small() -> None:
     for model in RelevanceModels.packaged().models.values():
         parts = (model.first.weight, model.second.weight, model.second.hidden, model.second.out)
-        assert sum(part.numel() for part in parts) < 900
+        assert sum(part.numel() for part in parts) < 1100
 
 
 def test_the_default_scores_with_probabilities(smol: SpecPC) -> None:
