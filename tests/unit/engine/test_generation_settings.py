@@ -72,25 +72,35 @@ def patched_tokens(target: LoadedModel, draft: LoadedModel, config: Any, text: s
     return (out if isinstance(out, torch.Tensor) else out.sequences)[0, ids.shape[1] :].tolist()
 
 
+@pytest.fixture(scope="module")
+def clean(tiny_tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What models without settings of their own answer: both prompts together and the long one alone by config, and
+    the short one by `model.generate`."""
+    target, draft = model_with(tiny_tokenizer), draft_with(tiny_tokenizer)
+    ids = torch.tensor([tiny_tokenizer(SHORT)["input_ids"]])
+    found: dict[str, Any] = {"plain": target.model.generate(ids, max_new_tokens=NEW)[0, ids.shape[1] :].tolist()}
+    for name, config in CONFIGS.items():
+        engine = SpecKV(target, draft, config)
+        both = engine.generate([LONG, SHORT], max_new_tokens=NEW)
+        found[name] = both, engine.generate(LONG, max_new_tokens=NEW)[0].token_ids
+    return found
+
+
 @pytest.mark.parametrize("settings", OWN, ids=ids_of)
 def test_what_the_models_own_config_asks_for_is_left_out(
-    tiny_tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
+    tiny_tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], clean: dict[str, Any]
 ) -> None:
-    target, draft = model_with(tiny_tokenizer), draft_with(tiny_tokenizer)
     own_target, own_draft = model_with(tiny_tokenizer, **settings), draft_with(tiny_tokenizer, **settings)
     before = copy.deepcopy(own_target.model.generation_config.to_dict())
-    ids = torch.tensor([tiny_tokenizer(SHORT)["input_ids"]])
-    plain = target.model.generate(ids, max_new_tokens=NEW)[0, ids.shape[1] :].tolist()
+    plain = clean["plain"]
     for name, config in CONFIGS.items():
-        clean = SpecKV(target, draft, config)
-        found = SpecKV(own_target, own_draft, config).generate([LONG, SHORT], max_new_tokens=NEW)
-        expected = clean.generate([LONG, SHORT], max_new_tokens=NEW)
+        expected, alone = clean[name]
+        own = SpecKV(own_target, own_draft, config)
+        found = own.generate([LONG, SHORT], max_new_tokens=NEW)
         assert [g.token_ids for g in found] == [g.token_ids for g in expected], name
         assert [g.finish_reason for g in found] == [g.finish_reason for g in expected], name
         assert [g.lookahead_ids for g in found] == [g.lookahead_ids for g in expected], name
-        own = SpecKV(own_target, own_draft, config)
         assert own.generate(SHORT, max_new_tokens=NEW)[0].token_ids == plain, name
-        alone = clean.generate(LONG, max_new_tokens=NEW)[0].token_ids
         assert patched_tokens(own_target, own_draft, config, LONG) == alone, name
         assert patched_tokens(own_target, own_draft, config, SHORT) == plain, name
     assert own_target.model.generation_config.to_dict() == before
