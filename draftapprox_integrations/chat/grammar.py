@@ -75,7 +75,8 @@ class JsonConstraint(LogitsProcessor):
 
 
 def _without_unknown_format(schema: dict[str, Any]) -> dict[str, Any]:
-    known = schema.get("format", "date") in _FORMATS
+    kind = schema.get("format", "date")
+    known = isinstance(kind, str) and kind in _FORMATS
     return schema if known else {key: value for key, value in schema.items() if key != "format"}
 
 
