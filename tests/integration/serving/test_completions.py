@@ -89,7 +89,9 @@ def test_several_prompts_and_choices(client: OpenAI, kv: SpecKV) -> None:
     prompts = ["Once upon a time", "The mill", "Über den Fluß: 水車 🌉"]
     settings: Any = {"temperature": 1.0, "seed": 5}
     wanted = [
-        kv.generate(prompt, max_new_tokens=6, temperature=1.0, seed=seed)[0].text for prompt in prompts for seed in (5, 6)
+        kv.generate(prompt, max_new_tokens=6, temperature=1.0, seed=seed)[0].text
+        for prompt in prompts
+        for seed in (5, 6)
     ]
     answer = client.completions.create(model=NAME, prompt=prompts, n=2, max_tokens=6, **settings)
     assert [choice.index for choice in answer.choices] == list(range(6))
