@@ -40,7 +40,7 @@ def serving(*routers: APIRouter) -> Iterator[str]:
 
 
 @contextmanager
-def serving_completions(engine: SpecKV, **limits: Any) -> Iterator[str]:
+def serving_completions(engine: SpecKV, *, name: str = NAME, **limits: Any) -> Iterator[str]:
     """Serve OpenAI's endpoints over an engine; gives the base URL of clients."""
-    with serving(completions_router(engine, name=NAME, **limits)) as address:
+    with serving(completions_router(engine, name=name, **limits)) as address:
         yield f"{address}/v1"
