@@ -17,11 +17,9 @@ from ..results import Generation
 from .answer_jobs import Job, Limits, chat_jobs, completion_jobs
 from .errors import ServiceError
 from .event_stream import EventStream
-from .generating import ClientLeftError, engine_errors, pieces, submit, unless_client_leaves, write_all
+from .generating import engine_errors, pieces, read_body, submit, unless_client_leaves, write_all
 from .openai_answers import AnswerLayout, ChatLayout, TextLayout
 from .openai_schema import ChatRequest, CompletionRequest, read_request
-
-_CLIENT_LEFT = 499  # nobody reads this answer; the number is for logs
 
 
 def completions_router(
@@ -71,7 +69,7 @@ def completions_router(
     @router.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(request: Request) -> Response:
         """The assistant's next message."""
-        asked = read_request(ChatRequest, await request.body())
+        asked = read_request(ChatRequest, await read_body(request))
         check_model(asked.model)
         with engine_errors():
             jobs = await asyncio.to_thread(chat_jobs, engine, asked, limits)
@@ -81,7 +79,7 @@ def completions_router(
     @router.post("/v1/completions", response_model=None)
     async def create_completion(request: Request) -> Response:
         """What follows a prompt."""
-        asked = read_request(CompletionRequest, await request.body())
+        asked = read_request(CompletionRequest, await read_body(request))
         check_model(asked.model)
         with engine_errors():
             jobs = await asyncio.to_thread(completion_jobs, engine, asked, limits)
@@ -97,10 +95,7 @@ async def _respond(
     if streamed:
         streams = await submit(engine, jobs)
         return EventStream(_chunks(streams, layout), streams)
-    try:
-        written = await unless_client_leaves(request, write_all(engine, jobs))
-    except ClientLeftError:
-        return Response(status_code=_CLIENT_LEFT)
+    written = await unless_client_leaves(request, write_all(engine, jobs))
     return JSONResponse(layout.whole(written))
 
 

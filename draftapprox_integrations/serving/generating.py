@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from ..engine.engine import SpecKV
 from ..engine.streams import AsyncStream
@@ -19,8 +20,7 @@ from .errors import ServiceError, status_of
 Result = TypeVar("Result")
 
 
-class ClientLeftError(Exception):
-    """The client closed its connection before the answer."""
+_CLIENT_LEFT = 499  # nobody reads this answer; the number is for logs
 
 
 @contextmanager
@@ -90,11 +90,23 @@ async def pieces(streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, st
             reader.cancel()
 
 
+async def read_body(request: Request) -> bytes:
+    """The whole body.
+
+    Raises:
+        ServiceError: the client has left before its end.
+    """
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise _client_left() from None
+
+
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Wait for work on a request whose body was read; cancel it when the client closes the connection.
 
     Raises:
-        ClientLeftError: the client has left.
+        ServiceError: the client has left, so that nobody reads the error.
     """
 
     async def left() -> None:
@@ -106,8 +118,12 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Resul
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientLeftError
+        raise _client_left()
     finally:
         working.cancel()
         leaving.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _client_left() -> ServiceError:
+    return ServiceError(_CLIENT_LEFT, "the client closed its connection")

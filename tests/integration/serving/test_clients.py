@@ -1,4 +1,4 @@
-"""Clients of OpenAI's interface, unmodified. The model is tiny: it writes nonsense, unless a schema leaves no choice."""
+"""Clients of OpenAI's interface, unmodified. The model is tiny: nonsense, unless a schema leaves no choice."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as LangChainOpenAI
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.tools import FunctionTool
-from llama_index.llms.openai_like import OpenAILike
+from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyped]
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 

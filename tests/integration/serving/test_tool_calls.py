@@ -72,7 +72,9 @@ def test_calls_equal_those_of_the_chat_model(
     assert choice.finish_reason == ("tool_calls" if calls else "stop")
     assert answer.usage.prompt_tokens == wanted.usage_metadata["input_tokens"]
 
-    content, streamed, reasons = "", [], []
+    content = ""
+    streamed: list[Any] = []
+    reasons: list[Any] = []
     for chunk in client.chat.completions.create(stream=True, **settings):
         (part,) = chunk.choices
         content += part.delta.content or ""
