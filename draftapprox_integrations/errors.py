@@ -27,6 +27,10 @@ class BudgetError(InvalidInputError):
     """Text that must be kept does not fit the token budget."""
 
 
+class PromptTooLongError(InvalidInputError):
+    """The prompt and the tokens to write exceed a model's context window."""
+
+
 class ScoringError(DraftApproxError, ArithmeticError):
     """A model produced NaN, or infinite attention scores."""
 

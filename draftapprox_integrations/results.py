@@ -194,6 +194,17 @@ class Usage:
     kept_prompt_tokens: int
     kept_kv_bytes: int | None = None
 
+    def to_dict(self) -> dict[str, int | None]:
+        """The fields as in OpenAI's "usage": its three counts, then what was kept."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "kept_kv": self.kept_kv,
+            "kept_kv_bytes": self.kept_kv_bytes,
+            "kept_prompt_tokens": self.kept_prompt_tokens,
+        }
+
 
 @dataclass(frozen=True)
 class Generation:

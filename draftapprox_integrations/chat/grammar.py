@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -51,7 +52,8 @@ class JsonConstraint(LogitsProcessor):
         compact = map_schema(close_objects(schema), _without_unknown_format) | {
             "x-guidance": {"whitespace_flexible": False}
         }  # else a model may write spaces forever
-        self._matcher = LLMatcher(_tokenizer_of(target), LLMatcher.grammar_from_json_schema(compact))
+        written = json.dumps(compact)  # the library takes objects too, but no integers beyond 64 bits
+        self._matcher = LLMatcher(_tokenizer_of(target), LLMatcher.grammar_from_json_schema(written))
         if self._matcher.is_error():
             raise InvalidInputError(f"this JSON schema cannot be enforced: {self._matcher.get_error()}")
         self._prompt_seen = False
@@ -75,7 +77,8 @@ class JsonConstraint(LogitsProcessor):
 
 
 def _without_unknown_format(schema: dict[str, Any]) -> dict[str, Any]:
-    known = schema.get("format", "date") in _FORMATS
+    kind = schema.get("format", "date")
+    known = isinstance(kind, str) and kind in _FORMATS
     return schema if known else {key: value for key, value in schema.items() if key != "format"}
 
 

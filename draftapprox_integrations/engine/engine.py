@@ -269,6 +269,10 @@ class SpecKV:
             return "self"
         return None if pipeline.draft is None else model_reference(pipeline.draft)
 
+    def room(self, prompt_tokens: int) -> int:
+        """Most tokens that the target's window leaves for the answer to a prompt of `prompt_tokens` tokens; >= 0."""
+        return max(self._open_pipeline().room(prompt_tokens), 0)
+
     @property
     def is_idle(self) -> bool:
         """Whether no submitted request waits or runs."""

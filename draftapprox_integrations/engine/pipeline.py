@@ -17,7 +17,7 @@ from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, Spec
 from ..decoding.cache import has_slots
 from ..decoding.greedy import read_prompt
 from ..decoding.slots import MakeSlots
-from ..errors import EngineClosedError, InvalidInputError, UnsupportedModelError
+from ..errors import EngineClosedError, InvalidInputError, PromptTooLongError, UnsupportedModelError
 from ..models.attention import attention_view
 from ..models.compatibility import check_padding, position_limit
 from ..models.loading import LoadedModel, pad_left
@@ -103,21 +103,27 @@ class Pipeline:
         # The last prompt token is fed again when decoding starts, so it needs no pair of its own.
         return self.kept_prompt_tokens(tokens) == tokens and self.kept_pairs(tokens - 1) == tokens - 1
 
+    def room(self, tokens: int) -> int:
+        """Most tokens that the target's window leaves for the answer to a prompt of `tokens` tokens; negative: none."""
+        return self.target.context_window - (
+            tokens if self.positions == "original" else self.kept_prompt_tokens(tokens)
+        )
+
     def check_length(self, tokens: int, max_new_tokens: int) -> None:
         """Check a prompt's length against the target's context window.
 
         Raises:
-            InvalidInputError: the kept prompt and the answer exceed the window; or, with original positions, the whole
+            PromptTooLongError: the kept prompt and the answer exceed the window; or, with original positions, the whole
                 prompt and the answer do.
         """
         window, kept = self.target.context_window, self.kept_prompt_tokens(tokens)
         if kept + max_new_tokens > window:
-            raise InvalidInputError(
+            raise PromptTooLongError(
                 f"the prompt has {tokens} tokens, {self.target.name} reads at most {window} with {max_new_tokens} to "
                 "write. Shorten it (SpecPC.compress does), or write less."
             )
         if self.positions == "original" and tokens + max_new_tokens > window:
-            raise InvalidInputError(
+            raise PromptTooLongError(
                 f"the prompt has {tokens} tokens, and with positions='original' {self.target.name} would see positions "
                 f"beyond its window of {window} with {max_new_tokens} to write. positions='renumber' closes the gaps."
             )

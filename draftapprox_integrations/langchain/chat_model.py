@@ -22,10 +22,10 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
 from ..chat.calls import ChatCall, prepare_chat
+from ..chat.response_format import wanted_schema
 from ..chat.tool_choice import as_tool_choice, forbids_parallel_calls
 from ..chat.tools import ParsedAnswer, ToolCallFilter
 from ..engine.engine import SpecKV
-from ..errors import InvalidInputError
 from ..frameworks.llm import FIELDS, SpecKVBase
 from ..frameworks.signatures import inherit_constructor
 from ..results import Generation
@@ -223,7 +223,7 @@ class ChatSpecKV(LangChainSpecKVBase, BaseChatModel):
         call = dict(kwargs)
         model = call.pop("model", None)
         engine = self.load() if model in (None, self.model) else self._reference.get(model)
-        schema, show_schema = _wanted_schema(call.pop("response_format", None))
+        schema, show_schema = wanted_schema(call.pop("response_format", None))
         ready = prepare_chat(
             engine,
             from_langchain(messages),
@@ -296,17 +296,3 @@ def _unreadable(text: str) -> str:
     except ValueError:
         is_call = False
     return json.dumps(text, ensure_ascii=False) if is_call else text
-
-
-def _wanted_schema(response_format: Any) -> tuple[dict[str, Any] | None, bool]:
-    """Return the JSON schema that `response_format` (OpenAI's layout) requires, and whether to show it to the model."""
-    kind = response_format.get("type") if isinstance(response_format, dict) else None
-    if response_format is None or kind == "text":
-        return None, False
-    if kind == "json_object":  # "schema" extends OpenAI's layout
-        return response_format.get("schema") or {"type": "object"}, False
-    if kind == "json_schema":
-        return response_format["json_schema"]["schema"], True
-    raise InvalidInputError(
-        f'response_format must be {{"type": "json_object"}} or {{"type": "json_schema", ...}}; got {response_format!r}'
-    )

@@ -20,16 +20,8 @@ from ..results import Generation
 
 
 def _raw(written: Generation) -> dict[str, Any]:
-    usage = written.usage
     return {
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "kept_kv": usage.kept_kv,
-            "kept_kv_bytes": usage.kept_kv_bytes,
-            "kept_prompt_tokens": usage.kept_prompt_tokens,
-        },
+        "usage": written.usage.to_dict(),
         "finish_reason": written.finish_reason,
         "timings": written.timings,
     }

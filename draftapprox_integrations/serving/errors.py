@@ -36,17 +36,31 @@ class ServiceError(Exception):
         status: The HTTP status.
         message: What happened and what to do about it.
         headers: Further headers, such as Retry-After.
+        param: The field of the request that is at fault, as "messages[0].role".
+        code: A word for programs, such as "model_not_found"; the status by default.
     """
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ):
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
+        self.param, self.code = param, code
 
 
-def error_content(status: int, message: str) -> dict[str, Any]:
+def error_content(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The body of an error; Cohere's clients read "message", OpenAI's the rest."""
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"message": message, "error": {"message": message, "type": kind, "param": None, "code": str(status)}}
+    return {
+        "message": message,
+        "error": {"message": message, "type": kind, "param": param, "code": code or str(status)},
+    }
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -64,7 +78,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def of_the_service(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ServiceError)
-        return error_response(error.status, error.message, error.headers)
+        content = error_content(error.status, error.message, error.param, error.code)
+        return JSONResponse(content, error.status, dict(error.headers or {}))
 
     async def of_the_package(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, DraftApproxError)

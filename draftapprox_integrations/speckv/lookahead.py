@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from ..config import SpecPCConfig
 from ..decoding.greedy import generate_greedily
-from ..errors import InvalidInputError, UnsupportedModelError
+from ..errors import PromptTooLongError, UnsupportedModelError
 from ..models.generation import with_generation_config
 from ..models.loading import LoadedModel, eos_token_ids, pad_left, truncate_after_eos
 from ..specpc.compressor import SpecPC
@@ -74,7 +74,7 @@ class DraftLookahead:
     def _generate(self, ids: Tensor, mask: Tensor, tokens: int, is_cancelled: Callable[[], bool]) -> list[Tensor]:
         draft = self._draft
         if ids.shape[1] + tokens > draft.context_window:
-            raise InvalidInputError(
+            raise PromptTooLongError(
                 f"the prompt has {ids.shape[1]} tokens for the draft {draft.name}, which reads at most "
                 f"{draft.context_window} with {tokens} to write. Use a draft with a longer window, or lower "
                 "lookahead_tokens (0 needs no draft)."

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PromptTooLongError
 from ..models.loading import LoadedModel
 from .text.segmentation import Passage
 
@@ -164,7 +164,7 @@ def check_batch(
     if ids.shape[0] == 0 or int(lengths.min()) == 0:
         raise InvalidInputError("every row of input_ids needs at least one token that is not padding")
     if int(lengths.max()) > draft.context_window:
-        raise InvalidInputError(
+        raise PromptTooLongError(
             f"a prompt has {int(lengths.max())} tokens, {draft.name} reads at most {draft.context_window}. "
             "Use compress(passages, query), which reads in groups, or a draft with a longer window."
         )

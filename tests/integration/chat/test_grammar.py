@@ -143,6 +143,11 @@ def test_a_schema_that_cannot_be_enforced(tiny: LoadedModel) -> None:
         JsonConstraint(tiny, {"type": "no such type"})
 
 
+def test_values_that_no_schema_should_have(tiny: LoadedModel) -> None:
+    JsonConstraint(tiny, {"properties": {"a": {"format": ["date"], "type": "string"}}})
+    JsonConstraint(tiny, {"type": "integer", "maximum": 2**70, "default": 2**70})
+
+
 def test_the_mask_lets_through_only_what_may_begin_the_json(tiny: LoadedModel) -> None:
     only = JsonConstraint(tiny, CITY)
     scores = only(torch.tensor([[1, 2, 3]]), torch.zeros(1, 512))

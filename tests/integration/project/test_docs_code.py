@@ -1,8 +1,8 @@
 """The Python of README and documentation runs, each page from top to bottom; shell commands are only parsed.
 
 Three substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
-target becomes a small server of this test with OpenAI's protocol, and that of the proxy the application that the page
-made. The comment of `print(...)  # text` is its expected
+target becomes a small server of this test with OpenAI's protocol, or, on the page about it, the project's own service;
+that of the proxy becomes the application that the page made. The comment of `print(...)  # text` is its expected
 output. A block after `<!-- not run: reason -->` is only compiled.
 """
 
@@ -28,10 +28,11 @@ from llama_index.core import Document as Text
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 
-from draftapprox_integrations import LoadedModel
+from draftapprox_integrations import LoadedModel, SpecKV
 from draftapprox_integrations.cli.app import app
 from draftapprox_integrations.llama_index import SpecKVLLM
 from tests.conftest import ROOT
+from tests.helpers.openai_service import serving_completions
 from tests.helpers.upstream import running
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
@@ -41,6 +42,7 @@ NOT_RUN = 1  # raise it only for what cannot run without a key or a download
 HUB_NAME = re.compile(r'"(?:Qwen|meta-llama)/[\w.-]+"')
 API_ADDRESS = "http://localhost:8000/v1"
 PROXY_ADDRESS = "http://localhost:8080"
+OUR_SERVER = "docs/guides/openai_server.md"  # the page whose clients talk to our own service
 API_ANSWER = "It was opened in 1932."
 
 MILL = "The old mill was built in 1821. Today it is a small museum. It closes in winter."
@@ -93,6 +95,17 @@ def api() -> Iterator[Any]:
 
 
 @pytest.fixture
+def address(request: pytest.FixtureRequest, page: Any, api: Any) -> Iterator[Any]:
+    """The base URL that a page's clients get."""
+    if page != OUR_SERVER:
+        yield api
+        return
+    engine = SpecKV(request.getfixturevalue("embedded_model"), "self")
+    with serving_completions(engine, name="default") as url:
+        yield url
+
+
+@pytest.fixture
 def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The names that README and home page use from the reader's application, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
@@ -114,19 +127,19 @@ def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_the_python_of_a_page(page: Any, application: Any, api: Any, embedded_model: LoadedModel) -> None:
+def test_the_python_of_a_page(page: Any, application: Any, address: Any, embedded_model: LoadedModel) -> None:
     with ExitStack() as servers:
-        run_page(page, application, api, servers)
+        run_page(page, application, address, servers)
 
 
-def run_page(page: Any, application: Any, api: Any, servers: ExitStack) -> None:
+def run_page(page: Any, application: Any, address: Any, servers: ExitStack) -> None:
     names = application if page in ("README.md", "docs/index.md") else {}
     names["__name__"] = "__main__"
     proxy = ""
     for block in blocks(page, "python"):
         if PROXY_ADDRESS in block["code"] and not proxy:
             proxy = servers.enter_context(running(names["app"]))  # as the page makes it
-        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, api).replace(PROXY_ADDRESS, proxy)
+        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, address).replace(PROXY_ADDRESS, proxy)
         line = PAGES[page][: block.start("code")].count("\n")
         compiled = compile("\n" * line + code, page, "exec")  # a traceback then points into the page
         if block["reason"]:
@@ -137,7 +150,7 @@ def run_page(page: Any, application: Any, api: Any, servers: ExitStack) -> None:
         for promised in re.findall(r"^ *print\(.*\)  # (.+)$", code, re.M):
             assert promised in printed, f"{page}: {promised!r} was promised; printed:\n{out.getvalue()}"
     asked = [message["content"] for request in Api.requests for message in request["messages"] if message["content"]]
-    assert bool(asked) == (API_ADDRESS in PAGES[page])
+    assert bool(asked) == (API_ADDRESS in PAGES[page] and page != OUR_SERVER)
     assert "museum" not in " ".join(asked)  # what was dropped does not reach the server
 
 
