@@ -21,7 +21,9 @@ from draftapprox_integrations.speckv.scores import pool_kv_scores, select_unifor
 kvpress: Any = pytest.importorskip(
     "kvpress", reason="needs kvpress, whose transformers is older than the package's: see docs/guides/kvpress.md"
 )
-from benchmarks.peers.speckv_press import SpecKVPress, template_tail  # noqa: E402
+from benchmarks.peers import kvpress_peers as peers  # noqa: E402
+from benchmarks.peers.rows import ratio_for  # noqa: E402
+from benchmarks.peers.speckv_press import SpecKVPress  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
@@ -42,10 +44,6 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def target() -> LlamaForCausalLM:
     return tiny_llama()
-
-
-def ratio(kept: int, tokens: int) -> float:
-    return 1 - (kept + 0.5) / tokens
 
 
 @torch.no_grad()
@@ -83,6 +81,7 @@ def by_the_package(model: Any, ids: Any, following: list[int], capacity: int, se
     The package's prompt has one token more than what is pressed, fed when decoding starts: the first of `following`.
     """
     observed: dict[int, tuple[Any, Any, float]] = {}
+
     def observe(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
         observed[module.layer_idx] = query, key, module.scaling
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
@@ -116,7 +115,7 @@ def test_it_keeps_the_packages_pairs(
         "window_size": window_size, "kernel_size": kernel_size,
         "reduction_type": reduction_type, "pool_type": pool_type,
     }  # fmt: skip
-    press = SpecKVPress(ratio(capacity, 120), tail=FOLLOWING[:1], lookahead=FOLLOWING[1:], **settings)
+    press = SpecKVPress(ratio_for(120, capacity), tail=FOLLOWING[:1], lookahead=FOLLOWING[1:], **settings)
     full, states = whole(target, PROMPT)
     cache, hidden = pressed(target, PROMPT, press)
     found = kept_positions(full, cache)
@@ -133,7 +132,7 @@ def test_it_keeps_the_references_pairs(name: str) -> None:
     settings = {key: case["config"][key] for key in ("window_size", "kernel_size", "pool_type", "reduction_type")}
     ids, capacity = torch.tensor([case["prompt_ids"]]), case["config"]["max_capacity_prompt"]
     tail, lookahead = case["prompt_ids"][-1:], case["expected"]["lookahead_ids"]
-    press = SpecKVPress(ratio(capacity, len(ids[0]) - 1), tail=tail, lookahead=lookahead, **settings)
+    press = SpecKVPress(ratio_for(len(ids[0]) - 1, capacity), tail=tail, lookahead=lookahead, **settings)
     full, _ = whole(model, ids[:, :-1])
     cache, _ = pressed(model, ids[:, :-1], press)
     found = kept_positions(full, cache)
@@ -141,7 +140,7 @@ def test_it_keeps_the_references_pairs(name: str) -> None:
         assert found == case["expected"]["kept_indices"]
     # The whole prompt pressed, its last token in the window, keeps the same pairs and that token's.
     settings["window_size"] += 1
-    press = SpecKVPress(ratio(capacity + 1, len(ids[0])), lookahead=lookahead, **settings)
+    press = SpecKVPress(ratio_for(len(ids[0]), capacity + 1), lookahead=lookahead, **settings)
     cache, _ = pressed(model, ids, press)
     assert kept_positions(whole(model, ids)[0], cache) == [
         [[*head, len(ids[0]) - 1] for head in layer] for layer in found
@@ -218,3 +217,40 @@ def test_what_it_cannot_press_is_refused(target: LlamaForCausalLM) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="sliding window of 16"), press(sliding):
         pass
+
+
+@torch.no_grad()
+def test_one_prefill_keeps_what_each_press_keeps_alone(target: LlamaForCausalLM) -> None:
+    presses, last = peers.make_presses(), torch.tensor([[3]])
+    question = {"lookahead": FOLLOWING, "self_lookahead": FOLLOWING[::-1]}
+    full, caches = peers.prefill(target, PROMPT, last, question, presses, [40, 70, 200])
+    assert set(caches) == {(name, budget) for name in presses for budget in (40, 70)}
+    for mine, untouched in zip(full.layers, whole(target, PROMPT)[0].layers, strict=True):
+        torch.testing.assert_close(mine.keys, untouched.keys, rtol=1e-4, atol=1e-5)
+    for (name, budget), cache in caches.items():
+        press = peers.make_presses()[name]
+        press.compression_ratio = ratio_for(120, budget)
+        if name in peers.LOOKAHEADS:
+            press.tail, press.lookahead = [3], question[peers.LOOKAHEADS[name]]
+        target.set_attn_implementation("eager" if name == "ObservedAttention" else "sdpa")
+        alone, _ = pressed(target, PROMPT, press)
+        target.set_attn_implementation("sdpa")
+        assert cache.get_seq_length() == budget
+        found, expected = (
+            [[sorted(head) for head in layer] for layer in kept_positions(full, one)] for one in (cache, alone)
+        )
+        assert found == expected, name
+
+
+@torch.no_grad()
+def test_the_reader_equals_one_pass_where_nothing_is_dropped(target: LlamaForCausalLM) -> None:
+    full, _ = whole(target, PROMPT[:, :-1])
+    cache, fed = peers.stack([full, full]), torch.cat([PROMPT[:, -1:], torch.tensor([FOLLOWING])], dim=1)
+    logits = peers.feed(target, cache, fed.expand(2, -1), 119)
+    expected = target(torch.cat([PROMPT, torch.tensor([FOLLOWING])], dim=1)).logits[:, 119:]
+    torch.testing.assert_close(logits, expected.expand(2, -1, -1), rtol=1e-3, atol=1e-4)
+    cache.crop(120)
+    written = target.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), max_new_tokens=9, do_sample=False)
+    tokens = written[0, 120:].tolist()
+    tokens = tokens[: tokens.index(1)] if 1 in tokens else tokens
+    assert peers.generate(target, cache, logits[:, 0].argmax(-1), 120, 9) == [tokens, tokens]
