@@ -210,13 +210,22 @@ def pool(scores: Tensor, pool_type: Reduction, kernel_size: int) -> Tensor:
     return smooth(scores, kernel_size, stride=1, padding=kernel_size // 2)
 
 
-def template_tail(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that the chat template puts behind a user message, up to the answer.
+def template_tail(
+    tokenizer: PreTrainedTokenizerBase, question: str = "", answer_prefix: str = "", enable_thinking: bool = False
+) -> list[int]:
+    """Token ids that kvpress' pipeline feeds after the context that it presses: the press has to read them first.
 
-    kvpress' pipeline feeds them after the pressed context, so the press has to read them between context and lookahead.
+    Args:
+        tokenizer: The target's.
+        question, answer_prefix, enable_thinking: As the pipeline gets them; the question only where it is not part of
+            the context.
     """
-    marker = "#" * 16
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
-    )
-    return list(tokenizer(str(text).split(marker)[1], add_special_tokens=False)["input_ids"])
+    suffix = "\n"
+    if tokenizer.chat_template is not None:
+        marker = "#" * 16
+        message = {"role": "user", "content": marker}
+        text = tokenizer.apply_chat_template(
+            [message], tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+        suffix = str(text).split(marker)[1]
+    return list(tokenizer(question + suffix + answer_prefix, add_special_tokens=False)["input_ids"])
