@@ -7,12 +7,20 @@ kvpress wants an older transformers than the package, so this is skipped in the 
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from draftapprox_integrations.kernels.tail_scores import masked_tail_scores
@@ -23,7 +31,7 @@ kvpress: Any = pytest.importorskip(
 )
 from benchmarks.peers import kvpress_peers as peers  # noqa: E402
 from benchmarks.peers.rows import ratio_for  # noqa: E402
-from benchmarks.peers.speckv_press import SpecKVPress  # noqa: E402
+from benchmarks.peers.speckv_press import SpecKVPress, template_tail  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
@@ -254,3 +262,35 @@ def test_the_reader_equals_one_pass_where_nothing_is_dropped(target: LlamaForCau
     tokens = written[0, 120:].tolist()
     tokens = tokens[: tokens.index(1)] if 1 in tokens else tokens
     assert peers.generate(target, cache, logits[:, 0].argmax(-1), 120, 9) == [tokens, tokens]
+
+
+FOLDERS = sorted((Path.home() / ".cache" / "draftapprox").glob("SmolLM2*/tokenizer.json"))  # the embedded default's
+
+
+@pytest.mark.skipif(not FOLDERS, reason="needs the tokenizer of the embedded model: load_model('default') makes it")
+def test_the_python_of_the_guide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    known = AutoTokenizer.from_pretrained(FOLDERS[0].parent)
+    known.save_pretrained(tmp_path)
+    tiny_llama(vocab_size=len(known)).save_pretrained(tmp_path)
+    page = (ROOT / "docs" / "guides" / "kvpress.md").read_text()
+    code = "".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "peers")
+    names: dict[str, Any] = {}
+    exec(re.sub(r'"Qwen/[\w.-]+"', repr(str(tmp_path)), code), names)
+    assert capsys.readouterr().out.strip()
+    tokens = names["prompt"]["input_ids"].shape[1]
+    assert names["cache"].get_seq_length() == int(tokens * (1 - 0.9))
+    tokenizer, pipe, press = names["tokenizer"], names["pipe"], names["press"]
+    fed = pipe.preprocess("Some context.", ["Why?"], "So:", 10_000)["questions_ids"][0]
+    assert template_tail(tokenizer, "Why?", "So:") == fed[0].tolist()
+    # What the pipeline answers is what the target writes after the pressed context and the tail.
+    context = pipe.preprocess(names["context"], [""], "", 10_000)["context_ids"]
+    target, tail = names["target"], torch.tensor([press.tail])
+    with torch.no_grad():
+        cache, _ = pressed(target, context, press)
+        logits = peers.feed(target, cache, tail, context.shape[1])
+        written = peers.generate(target, cache, logits[:, -1].argmax(-1), context.shape[1] + tail.shape[1], 8)
+    answer = pipe(names["context"], press=press, max_new_tokens=8)["answer"]
+    assert tokenizer.decode(written[0]) == answer
