@@ -192,7 +192,7 @@ class OnePrefill(SpecKVPress):
             if isinstance(press, SpecKVPress):
                 press._followers = self._followers
             kept = press.compress(*(whole if isinstance(press, SpecKVPress) else cut))
-            self.caches[key].update(*kept, module.layer_idx)  # type: ignore[arg-type]
+            self.caches[key].update(*kept, module.layer_idx)
         return super().compress(*whole)
 
 
@@ -217,7 +217,7 @@ def generate(
     model: PreTrainedModel, cache: DynamicCache, first: Tensor, position: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy tokens of each row from its first one on, up to an end of sequence."""
-    eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    eos = model.generation_config.eos_token_id
     ends = torch.tensor(eos if isinstance(eos, list) else [eos], device=first.device)
     tokens, ended = [first], torch.isin(first, ends)
     while len(tokens) < max_new_tokens and not bool(ended.all()):

@@ -124,7 +124,7 @@ class SpecKVPress(ScorerPress):  # type: ignore[misc]
         if self.lookahead is not None or self.draft is None:
             return torch.tensor([*(self.lookahead or ())], dtype=torch.long, device=ids.device)[None]
         ids = ids.to(self.draft.device)
-        out = self.draft.generate(  # type: ignore[operator]
+        out: Tensor = self.draft.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.lookahead_tokens, do_sample=False
         )
         return out[:, ids.shape[1] :].to(ids.device)
