@@ -52,7 +52,7 @@ def make_presses() -> dict[str, Any]:
 LOOKAHEADS = {"SpecKV": "lookahead", "SpecKV self": "self_lookahead"}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=Path, required=True, help="JSON lines of benchmarks.peers.export_prompts")
     parser.add_argument("--model", required=True, help="the target: a folder or a hub id")
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--presses", nargs="+", choices=list(make_presses()), help="default: all")
     parser.add_argument("--max-new-tokens", type=int, default=12, help="of the greedy answer; 0: write none")
     parser.add_argument("-n", type=int, help="questions, the first ones; default: all")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     questions, begun = read_rows(args.questions)[: args.n], time.perf_counter()
     presses = {name: press for name, press in make_presses().items() if not args.presses or name in args.presses}
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").eval()
@@ -71,7 +71,8 @@ def main() -> None:
         wanted = [(name, budget) for budget in args.budgets for name in presses]
         missing = [key for key in wanted if (question["id"], *key) not in known]
         if missing or (question["id"], "full", None) not in known:
-            rows = measure(model, tokenizer, question, {name: presses[name] for name, _ in missing}, args.budgets, args)
+            lacking = {name: presses[name] for name, _ in missing}
+            rows = measure(model, tokenizer, question, lacking, args.budgets, args.max_new_tokens)
             fresh = [row for row in rows if (row["id"], row["press"], row["budget"]) not in known]
             with args.out.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in fresh))
@@ -88,7 +89,7 @@ def measure(
     question: Mapping[str, Any],
     presses: Mapping[str, Any],
     budgets: Sequence[int],
-    args: argparse.Namespace,
+    max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     """The rows of one question: the full cache's, then those of each press and budget that the prompt exceeds."""
     ids = tokenizer(question["prompt"], return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
@@ -108,17 +109,15 @@ def measure(
         if reference is None:
             reference = logits[:, 0]
         divergences = (reference.exp() * (reference - logits[:, 0])).sum(-1)
-        cache.crop(pairs + 1)
-        answers = generate(model, cache, logits[:, 0].argmax(-1), ids.shape[1], args.max_new_tokens)
+        answers: list[str | None] = [None] * len(group)
+        if max_new_tokens:
+            cache.crop(pairs + 1)
+            written = generate(model, cache, logits[:, 0].argmax(-1), ids.shape[1], max_new_tokens)
+            answers = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
         for row, name in enumerate(group):
-            text = tokenizer.decode(answers[row], skip_special_tokens=True).strip()
             found: dict[str, Any] = {"id": question["id"], "press": name, "budget": budget, "pairs": pairs}
-            found |= {
-                "tokens": ids.shape[1],
-                "likelihood": float(likelihoods[row].mean()),
-                "kl": float(divergences[row]),
-            }
-            rows.append(found | {"answer": text, "gold": question["answer"]})
+            found |= {"tokens": ids.shape[1], "likelihood": float(likelihoods[row].mean())}
+            rows.append(found | {"kl": float(divergences[row]), "answer": answers[row], "gold": question["answer"]})
     return rows
 
 

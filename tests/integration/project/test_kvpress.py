@@ -30,7 +30,7 @@ kvpress: Any = pytest.importorskip(
     "kvpress", reason="needs kvpress, whose transformers is older than the package's: see docs/guides/kvpress.md"
 )
 from benchmarks.peers import kvpress_peers as peers  # noqa: E402
-from benchmarks.peers.rows import ratio_for  # noqa: E402
+from benchmarks.peers.rows import ratio_for, read_rows  # noqa: E402
 from benchmarks.peers.speckv_press import SpecKVPress, template_tail  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
@@ -267,13 +267,22 @@ def test_the_reader_equals_one_pass_where_nothing_is_dropped(target: LlamaForCau
 FOLDERS = sorted((Path.home() / ".cache" / "draftapprox").glob("SmolLM2*/tokenizer.json"))  # the embedded default's
 
 
-@pytest.mark.skipif(not FOLDERS, reason="needs the tokenizer of the embedded model: load_model('default') makes it")
+needs_tokenizer = pytest.mark.skipif(
+    not FOLDERS, reason="needs the tokenizer of the embedded model: load_model('default') makes it"
+)
+
+
+def save_tiny(folder: Path) -> None:
+    known = AutoTokenizer.from_pretrained(FOLDERS[0].parent)
+    known.save_pretrained(folder)
+    tiny_llama(vocab_size=len(known)).save_pretrained(folder)
+
+
+@needs_tokenizer
 def test_the_python_of_the_guide(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    known = AutoTokenizer.from_pretrained(FOLDERS[0].parent)
-    known.save_pretrained(tmp_path)
-    tiny_llama(vocab_size=len(known)).save_pretrained(tmp_path)
+    save_tiny(tmp_path)
     page = (ROOT / "docs" / "guides" / "kvpress.md").read_text()
     code = "".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S))
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "peers")
@@ -294,3 +303,36 @@ def test_the_python_of_the_guide(
         written = peers.generate(target, cache, logits[:, -1].argmax(-1), context.shape[1] + tail.shape[1], 8)
     answer = pipe(names["context"], press=press, max_new_tokens=8)["answer"]
     assert tokenizer.decode(written[0]) == answer
+
+
+@needs_tokenizer
+def test_the_rows_of_a_run(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "rows.jsonl"
+    prompts = ["The mill was built by Ann, and the bridge by Bob. " * 4 + "Who built the mill?", "Who?"]
+    asked = [
+        {"id": str(n), "prompt": prompt, "answer": " Ann did", "lookahead": FOLLOWING, "self_lookahead": FOLLOWING[:4]}
+        for n, prompt in enumerate(prompts)
+    ]
+    questions.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    run = ["--questions", str(questions), "--model", str(tmp_path), "--out", str(out), "--budgets", "32", "20"]
+    peers.main([*run, "--presses", "SpecKV", "TOVA", "--max-new-tokens", "0"])
+    rows = read_rows(out)
+    keys = [("0", "full", None), *(("0", name, size) for size in (32, 20) for name in ("TOVA", "SpecKV"))]
+    assert [(row["id"], row["press"], row["budget"]) for row in rows] == [*keys, ("1", "full", None)]  # "Who?" fits
+    assert all(row["pairs"] == (row["budget"] or row["tokens"] - 1) and row["answer"] is None for row in rows)
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for row, prompt in ((rows[0], prompts[0]), (rows[-1], prompts[1])):
+        ids, gold = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (prompt, " Ann did"))
+        with torch.no_grad():
+            logits = model(torch.cat([ids, gold], dim=1)).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+        assert row["likelihood"] == pytest.approx(float(logits.gather(1, gold[0, :, None]).mean()), abs=1e-4)
+        assert row["kl"] == 0
+    assert all(row["kl"] > 0 for row in rows[1:-1])
+    assert len({row["likelihood"] for row in rows}) == len(rows)
+
+    peers.main([*run, "--presses", "SpecKV", "SnapKV", "--max-new-tokens", "3"])  # goes on from the rows
+    more = read_rows(out)
+    assert more[: len(rows)] == rows
+    assert [(row["press"], row["budget"]) for row in more[len(rows) :]] == [("SnapKV", 32), ("SnapKV", 20)]
+    assert all(row["answer"] for row in more[len(rows) :])
