@@ -1,0 +1,1 @@
+"""Methods of other libraries beside ours, each in an environment of its own."""
