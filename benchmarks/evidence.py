@@ -33,7 +33,7 @@ from .ruler_evidence import SAMPLES, needle_rows, needle_table
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "cpu"
 OUT = ROOT / "benchmarks" / "results" / "evidence"
-QUESTIONS, SEED = 30, 5
+QUESTIONS, SEED = 20, 5
 
 
 def main() -> None:
@@ -50,9 +50,6 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
 
-    for run in read_runs(str(CONFIGS / "*.yaml"), samples=args.samples):
-        with told(run.name):
-            evaluate(run, args.out / "ruler", ruler_data=args.ruler_data)
     with told("needles"):
         needles = needle_rows(args.out / "needles.jsonl", args.ruler_data, args.lengths, 1024, 16384, SEED)
     model, questions = load_model("default"), {}
@@ -62,6 +59,9 @@ def main() -> None:
             questions[name] = peer_rows(
                 tasks, model, BUDGETS, args.out / f"{name.lower()}.jsonl", beside if beside.exists() else None
             )
+    for run in read_runs(str(CONFIGS / "*.yaml"), samples=args.samples):
+        with told(run.name):
+            evaluate(run, args.out / "ruler", ruler_data=args.ruler_data)
     seconds = args.out / "seconds.json"
     spent = (json.loads(seconds.read_text()) if seconds.exists() else 0.0) + time.perf_counter() - begun
     seconds.write_text(json.dumps(round(spent)) + "\n")
