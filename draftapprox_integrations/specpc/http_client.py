@@ -1,0 +1,184 @@
+"""HTTP to a service: pooled connections, sync and async, with retries that end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import weakref
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInputError, MissingDependencyError, ServiceUnavailableError
+from ..models.locks import ForkSafeLock
+
+if TYPE_CHECKING:
+    import httpx
+
+TOKEN_VARIABLE = "DRAFTAPPROX_TOKEN"
+_CONNECT_SECONDS = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
+_RETRIED = (429, 502, 503, 504)
+
+
+class HttpClient:
+    """Sends requests to one service, again where that may help.
+
+    A connection that fails, and the answers 429, 502, 503 and 504, are tried again after a pause that grows, or as long
+    as the answer's Retry-After tells. Threads share it; each event loop and each forked child connects by itself.
+
+    Args:
+        url: Address of the service, without a slash at its end.
+        token: Its token; None reads the environment variable DRAFTAPPROX_TOKEN at each request.
+        timeout: Seconds to wait for an answer.
+        patience: Seconds after its start in which a request is tried again.
+    """
+
+    def __init__(self, url: str, token: str | None, timeout: float, patience: float):
+        self.url, self.timeout, self.patience = url, timeout, patience
+        self._token = None if token is None else _check_token(token)
+        self._lock = ForkSafeLock()
+        self._client: httpx.Client | None = None
+        self._process = 0
+        self._of_loops: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]
+        ] = weakref.WeakKeyDictionary()
+
+    def send(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+        """Send a request and return the answer, whatever its status.
+
+        Raises:
+            ServiceUnavailableError: no answer came.
+            MissingDependencyError: httpx is not installed.
+        """
+        httpx, attempts = _httpx(), Attempts(self.url, self.timeout, self.patience)
+        while True:
+            answer: Any
+            try:
+                answer = self._sync_client().request(method, self.url + path, content=content, headers=self._headers())
+            except httpx.TransportError as error:
+                answer = error
+            pause = attempts.pause_after(answer)
+            if pause is None:
+                return _response(answer)
+            time.sleep(pause)
+
+    async def asend(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+        """`send`, without blocking the event loop."""
+        httpx, attempts = _httpx(), Attempts(self.url, self.timeout, self.patience)
+        while True:
+            answer: Any
+            client = await self._async_client()
+            try:
+                answer = await client.request(method, self.url + path, content=content, headers=self._headers())
+            except httpx.TransportError as error:
+                answer = error
+            pause = attempts.pause_after(answer)
+            if pause is None:
+                return _response(answer)
+            await asyncio.sleep(pause)
+
+    def _headers(self) -> dict[str, str]:
+        token = self._token or os.environ.get(TOKEN_VARIABLE, "").strip()
+        headers = {"Content-Type": "application/json"}
+        return headers | {"Authorization": f"Bearer {_check_token(token)}"} if token else headers
+
+    def _sync_client(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None or self._process != os.getpid():  # a child's requests would mix with its parent's
+                self._client, self._process = _httpx().Client(timeout=self._timeouts()), os.getpid()
+                weakref.finalize(self, self._client.close)
+            return self._client
+
+    async def _async_client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            held = self._of_loops.get(loop)
+            if held is None:
+                client = _httpx().AsyncClient(timeout=self._timeouts())
+                held = self._of_loops[loop] = client, _closed_with_the_loop(client)
+                new = True
+            else:
+                new = False
+        if new:
+            await anext(held[1])
+        return held[0]
+
+    def _timeouts(self) -> httpx.Timeout:
+        return _httpx().Timeout(self.timeout, connect=min(_CONNECT_SECONDS, self.timeout))
+
+
+class Attempts:
+    """Decides after each try of one request whether, and when, to try again.
+
+    Args:
+        url: The service, for messages.
+        timeout: Seconds that each try may take.
+        patience: Seconds after which no further try begins.
+    """
+
+    def __init__(self, url: str, timeout: float, patience: float):
+        self._url, self._timeout = url, timeout
+        self._end = time.monotonic() + patience
+        self._pause = _FIRST_PAUSE
+
+    def pause_after(self, answer: httpx.Response | httpx.TransportError) -> float | None:
+        """Seconds until the next try; None if `answer` is the one to return.
+
+        Raises:
+            ServiceUnavailableError: there is no answer, and no further try.
+        """
+        httpx = _httpx()
+        least = 0.0
+        if isinstance(answer, httpx.Response):
+            if answer.status_code not in _RETRIED:
+                return None
+            least = _seconds(answer.headers.get("retry-after", ""))
+        elif isinstance(answer, httpx.TimeoutException) and not isinstance(answer, httpx.ConnectTimeout):
+            raise ServiceUnavailableError(
+                f"the service at {self._url} did not answer within {self._timeout:g} s; give it more time: "
+                "SpecPC(RemoteDraft(url, timeout=...))"
+            ) from answer
+        pause = max(least, self._pause) * random.uniform(1.0, 1.5)  # clients that failed together do not come together
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        if time.monotonic() + pause <= self._end:
+            return pause
+        if isinstance(answer, httpx.Response):
+            return None
+        raise ServiceUnavailableError(
+            f"no service answers at {self._url} ({type(answer).__name__}: {answer}); check the address, or start one: "
+            "draftapprox serve"
+        ) from answer
+
+
+async def _closed_with_the_loop(client: httpx.AsyncClient) -> AsyncGenerator[None]:
+    """Close `client` when its event loop ends: `asyncio.run` and servers finish a loop's generators before."""
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+def _response(answer: Any) -> httpx.Response:
+    response: httpx.Response = answer
+    return response
+
+
+def _seconds(retry_after: str) -> float:
+    """Seconds of a Retry-After header; 0 for a date."""
+    return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
+
+
+def _check_token(token: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidInputError("a service's token must be printable ASCII without spaces (it is not shown here)")
+    return token
+
+
+def _httpx() -> Any:
+    try:
+        import httpx
+    except ImportError as error:
+        raise MissingDependencyError("a service is reached through httpx: pip install httpx") from error
+    return httpx
