@@ -36,36 +36,47 @@ def run(app: FastAPI, *, started: Callable[[str], None]) -> bool:
     Raises:
         InvalidInputError: the address cannot be listened on.
     """
-    service: Service = app.state.service
-    listening = _listen(service.settings.host, service.settings.port)
+    server = ServiceServer(app, started)
     _log_to_stderr()
-    config = uvicorn.Config(
-        app,
-        http=_protocol(service.settings.header_seconds),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=max(1, round(service.settings.keep_alive_seconds)),
-        timeout_graceful_shutdown=1,  # `drain` has waited before
-    )
-    server = DrainingServer(config, service, lambda: started(_url(listening)))
-    server.run(sockets=[listening])
+    server.run(sockets=[server.listening])
     return server.finished
 
 
-class DrainingServer(uvicorn.Server):
+class ServiceServer(uvicorn.Server):
     """A uvicorn server that keeps listening while its requests finish, so that /readyz can say that it stops.
 
+    Args:
+        app: From `create_app`; its settings say where to listen.
+        started: Called with the URL once requests are served.
+
     Attributes:
+        listening: The socket to run it with.
+        url: Where it listens.
         finished: Whether all requests were finished.
+
+    Raises:
+        InvalidInputError: the address cannot be listened on.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None]):
-        super().__init__(config)
-        self._service, self._started = service, started
+    def __init__(self, app: FastAPI, started: Callable[[str], None]):
+        self._service: Service = app.state.service
+        settings = self._service.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_protocol(settings.header_seconds),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=max(1, round(settings.keep_alive_seconds)),
+                timeout_graceful_shutdown=1,  # `drain` has waited before
+            )
+        )
+        self._started = started
         self._draining: asyncio.Task[None] | None = None
-        self._stop = asyncio.Event()
+        self.listening = _listen(settings.host, settings.port)
+        self.url = _url(self.listening)
         self.finished = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -73,7 +84,7 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._loop = asyncio.get_running_loop()
-            self._started()
+            self._started(self.url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal; stop at once at the second. Neither is raised again: this is how it ends."""

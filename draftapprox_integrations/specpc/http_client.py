@@ -8,7 +8,7 @@ import random
 import time
 import weakref
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidInputError, MissingDependencyError, ServiceUnavailableError
 from ..models.locks import ForkSafeLock
@@ -33,14 +33,20 @@ class HttpClient:
         token: Its token; None reads the environment variable DRAFTAPPROX_TOKEN at each request.
         timeout: Seconds to wait for an answer.
         patience: Seconds after its start in which a request is tried again.
+
+    Raises:
+        MissingDependencyError: httpx is not installed.
+        InvalidInputError: a token that no header can carry.
     """
 
     def __init__(self, url: str, token: str | None, timeout: float, patience: float):
+        _check_installed()
         self.url, self.timeout, self.patience = url, timeout, patience
         self._token = None if token is None else _check_token(token)
         self._lock = ForkSafeLock()
         self._client: httpx.Client | None = None
         self._process = 0
+        self._closing: weakref.finalize[..., HttpClient] | None = None
         self._of_loops: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]
         ] = weakref.WeakKeyDictionary()
@@ -50,34 +56,39 @@ class HttpClient:
 
         Raises:
             ServiceUnavailableError: no answer came.
-            MissingDependencyError: httpx is not installed.
         """
-        httpx, attempts = _httpx(), Attempts(self.url, self.timeout, self.patience)
+        import httpx
+
+        attempts = Attempts(self.url, self.timeout, self.patience)
         while True:
-            answer: Any
+            answer: httpx.Response | httpx.RequestError
             try:
                 answer = self._sync_client().request(method, self.url + path, content=content, headers=self._headers())
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 answer = error
             pause = attempts.pause_after(answer)
-            if pause is None:
-                return _response(answer)
-            time.sleep(pause)
+            if pause is not None:
+                time.sleep(pause)
+            elif isinstance(answer, httpx.Response):
+                return answer
 
     async def asend(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
         """`send`, without blocking the event loop."""
-        httpx, attempts = _httpx(), Attempts(self.url, self.timeout, self.patience)
+        import httpx
+
+        attempts = Attempts(self.url, self.timeout, self.patience)
         while True:
-            answer: Any
+            answer: httpx.Response | httpx.RequestError
             client = await self._async_client()
             try:
                 answer = await client.request(method, self.url + path, content=content, headers=self._headers())
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 answer = error
             pause = attempts.pause_after(answer)
-            if pause is None:
-                return _response(answer)
-            await asyncio.sleep(pause)
+            if pause is not None:
+                await asyncio.sleep(pause)
+            elif isinstance(answer, httpx.Response):
+                return answer
 
     def _headers(self) -> dict[str, str]:
         token = self._token or os.environ.get(TOKEN_VARIABLE, "").strip()
@@ -85,28 +96,36 @@ class HttpClient:
         return headers | {"Authorization": f"Bearer {_check_token(token)}"} if token else headers
 
     def _sync_client(self) -> httpx.Client:
+        import httpx
+
         with self._lock:
             if self._client is None or self._process != os.getpid():  # a child's requests would mix with its parent's
-                self._client, self._process = _httpx().Client(timeout=self._timeouts()), os.getpid()
-                weakref.finalize(self, self._client.close)
+                if self._closing is not None:
+                    self._closing.detach()
+                self._client, self._process = httpx.Client(timeout=self._timeouts()), os.getpid()
+                self._closing = weakref.finalize(self, self._client.close)
             return self._client
 
     async def _async_client(self) -> httpx.AsyncClient:
+        import httpx
+
         loop = asyncio.get_running_loop()
         with self._lock:
-            held = self._of_loops.get(loop)
-            if held is None:
-                client = _httpx().AsyncClient(timeout=self._timeouts())
-                held = self._of_loops[loop] = client, _closed_with_the_loop(client)
-                new = True
+            client, closing = self._of_loops.get(loop, (None, None))
+            if client is None or client.is_closed:
+                client = httpx.AsyncClient(timeout=self._timeouts())
+                closing = _closed_with_the_loop(client)
+                self._of_loops[loop] = client, closing
             else:
-                new = False
-        if new:
-            await anext(held[1])
-        return held[0]
+                closing = None
+        if closing is not None:
+            await anext(closing)
+        return client
 
     def _timeouts(self) -> httpx.Timeout:
-        return _httpx().Timeout(self.timeout, connect=min(_CONNECT_SECONDS, self.timeout))
+        import httpx
+
+        return httpx.Timeout(self.timeout, connect=min(_CONNECT_SECONDS, self.timeout))
 
 
 class Attempts:
@@ -123,13 +142,14 @@ class Attempts:
         self._end = time.monotonic() + patience
         self._pause = _FIRST_PAUSE
 
-    def pause_after(self, answer: httpx.Response | httpx.TransportError) -> float | None:
+    def pause_after(self, answer: httpx.Response | httpx.RequestError) -> float | None:
         """Seconds until the next try; None if `answer` is the one to return.
 
         Raises:
             ServiceUnavailableError: there is no answer, and no further try.
         """
-        httpx = _httpx()
+        import httpx
+
         least = 0.0
         if isinstance(answer, httpx.Response):
             if answer.status_code not in _RETRIED:
@@ -160,11 +180,6 @@ async def _closed_with_the_loop(client: httpx.AsyncClient) -> AsyncGenerator[Non
         await client.aclose()
 
 
-def _response(answer: Any) -> httpx.Response:
-    response: httpx.Response = answer
-    return response
-
-
 def _seconds(retry_after: str) -> float:
     """Seconds of a Retry-After header; 0 for a date."""
     return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
@@ -176,9 +191,8 @@ def _check_token(token: str) -> str:
     return token
 
 
-def _httpx() -> Any:
+def _check_installed() -> None:
     try:
-        import httpx
+        import httpx  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("a service is reached through httpx: pip install httpx") from error
-    return httpx
