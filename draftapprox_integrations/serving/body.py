@@ -54,7 +54,8 @@ class BodyReader:
         except ServiceError as error:
             if error.status == 499:
                 raise
-        raise ServiceError(413, f"the body has more than {self._limit} bytes, the most that this service takes")
+        message = f"the body has more than {self._limit} bytes, the most that this service takes"
+        raise ServiceError(413, message, {"Connection": "close"} if more else None)
 
     async def _next(self) -> tuple[bytes, bool]:
         try:

@@ -8,7 +8,7 @@ import random
 import time
 import weakref
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError, MissingDependencyError, ServiceUnavailableError
 from ..models.locks import ForkSafeLock
@@ -102,7 +102,7 @@ class HttpClient:
             if self._client is None or self._process != os.getpid():  # a child's requests would mix with its parent's
                 if self._closing is not None:
                     self._closing.detach()
-                self._client, self._process = httpx.Client(timeout=self._timeouts()), os.getpid()
+                self._client, self._process = httpx.Client(**self._settings()), os.getpid()
                 self._closing = weakref.finalize(self, self._client.close)
             return self._client
 
@@ -113,7 +113,7 @@ class HttpClient:
         with self._lock:
             client, closing = self._of_loops.get(loop, (None, None))
             if client is None or client.is_closed:
-                client = httpx.AsyncClient(timeout=self._timeouts())
+                client = httpx.AsyncClient(**self._settings())
                 closing = _closed_with_the_loop(client)
                 self._of_loops[loop] = client, closing
             else:
@@ -122,10 +122,14 @@ class HttpClient:
             await anext(closing)
         return client
 
-    def _timeouts(self) -> httpx.Timeout:
+    def _settings(self) -> dict[str, Any]:
         import httpx
 
-        return httpx.Timeout(self.timeout, connect=min(_CONNECT_SECONDS, self.timeout))
+        encrypted = self.url.startswith("https:")  # reading certificates takes longer than a request
+        return {
+            "timeout": httpx.Timeout(self.timeout, connect=min(_CONNECT_SECONDS, self.timeout)),
+            "verify": encrypted,
+        }
 
 
 class Attempts:

@@ -1,11 +1,13 @@
 """A real service in a thread: uvicorn on a free port of this machine."""
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from fastapi import APIRouter
 
 from draftapprox_integrations import SpecPC
@@ -24,6 +26,40 @@ class Running:
     url: str
     service: Service
     server: ServiceServer
+
+
+class HeldScorer:
+    """A scorer that waits until it is let go; every sentence is as good as the others.
+
+    Attributes:
+        begun: Number of calls that began.
+    """
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._free = threading.Event()
+
+    def score(self, query: str, passages: Any, sentences: Any) -> list[torch.Tensor]:
+        self.begun += 1
+        assert self._free.wait(_PATIENCE)
+        return [torch.ones(len(group)) for group in sentences]
+
+    def let_go(self) -> None:
+        self._free.set()
+
+    def __enter__(self) -> "HeldScorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    """Return once `what()` is true."""
+    deadline = time.monotonic() + _PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from draftapprox_integrations import CompressionResult, LoadedModel, SpecPC, err
 from draftapprox_integrations.errors import BudgetError, InvalidInputError, ServiceUnavailableError
 from draftapprox_integrations.specpc.remote import RemoteDraft
 from tests.conftest import ticking
-from tests.helpers.service import Running, running
-from tests.helpers.serving import Gate
+from tests.helpers.service import HeldScorer, Running, running
 from tests.integration.serving.conftest import QUERY, TEXTS
 
 OPTIONS: list[dict[str, Any]] = [
@@ -55,18 +54,18 @@ def test_nothing_and_lone_surrogates(local: SpecPC, remote: SpecPC) -> None:
         assert untimed(here) == untimed(there)
 
 
-async def test_async_is_equal_and_leaves_the_loop_free(
-    local: SpecPC, remote: SpecPC, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = await local.acompress(TEXTS, QUERY, max_tokens=40)
-    monkeypatch.setattr(asyncio, "to_thread", None)  # no thread of this process waits
-    with Gate(tiny, 0) as gate:
-        async with ticking() as ticks:
-            asked = [asyncio.create_task(remote.acompress(TEXTS, QUERY, max_tokens=40)) for _ in range(3)]
-            while ticks() < 5:
-                await asyncio.sleep(0.002)
-            gate.open()
-            found = await asyncio.gather(*asked)
+async def test_async_is_equal_and_leaves_the_loop_free(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HeldScorer() as scorer, running(SpecPC(tiny, scorer=scorer)) as service:
+        local, remote = SpecPC(tiny, scorer=scorer), SpecPC(service.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", None)  # no thread of this process waits
+            async with ticking() as ticks:
+                asked = [asyncio.create_task(remote.acompress(TEXTS, QUERY, max_tokens=40)) for _ in range(3)]
+                while ticks() < 5:
+                    await asyncio.sleep(0.002)
+                scorer.let_go()
+                found = await asyncio.gather(*asked)
+        here = await local.acompress(TEXTS, QUERY, max_tokens=40)
     assert [untimed(result) for result in found] == [untimed(here)] * 3
 
 
@@ -251,7 +250,7 @@ def test_no_service(local: SpecPC) -> None:
 
 
 def test_a_slow_service(tiny: LoadedModel) -> None:
-    with running(SpecPC(tiny)) as service, Gate(tiny, 0):
+    with HeldScorer() as scorer, running(SpecPC(tiny, scorer=scorer)) as service:
         pc = SpecPC(RemoteDraft(service.url, timeout=0.3))
         with pytest.raises(ServiceUnavailableError, match="did not answer within 0.3 s"):
             pc.compress(TEXTS, QUERY, max_tokens=20)
