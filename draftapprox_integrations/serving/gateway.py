@@ -46,8 +46,10 @@ class Gateway:
         service.enter()
         try:
             await self._serve(scope, receive, _noting(send, record, service), record, is_open)
-        except asyncio.CancelledError:
-            record.status = record.status or 503
+        except asyncio.CancelledError:  # the graceful time is over
+            if not record.status:
+                answer = error_response(503, "the service stopped before this request was finished")
+                await answer(scope, receive, _noting(send, record, service))
             raise
         finally:
             service.leave()

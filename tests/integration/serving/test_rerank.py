@@ -1,6 +1,5 @@
 """Rerank clients, unmodified, against the service: Cohere's; and the layouts of Jina and TEI."""
 
-import asyncio
 from typing import Any
 
 import cohere
@@ -25,39 +24,41 @@ def ranked(answer: Any) -> list[tuple[int, float]]:
 
 
 def test_the_cohere_client(service: Running, expected: Any) -> None:
-    first = cohere.Client("no key", base_url=service.url)
-    answer = first.rerank(query=QUERY, documents=TEXTS, model="any", top_n=2, return_documents=True)
+    with cohere.Client("no key", base_url=service.url) as first:
+        answer = first.rerank(query=QUERY, documents=TEXTS, model="any", top_n=2, return_documents=True)
+        objects = first.rerank(query=QUERY, documents=[{"text": text} for text in TEXTS])
     assert ranked(answer) == expected[:2]
     assert [result.document.text for result in answer.results] == [TEXTS[index] for index, _ in expected[:2]]
-    objects = first.rerank(query=QUERY, documents=[{"text": text} for text in TEXTS])
     assert ranked(objects) == expected
     assert objects.results[0].document is None
 
-    second = cohere.ClientV2("no key", base_url=service.url)
-    answer = second.rerank(model="any", query=QUERY, documents=TEXTS, max_tokens_per_doc=4096)
+    with cohere.ClientV2("no key", base_url=service.url) as second:
+        answer = second.rerank(model="any", query=QUERY, documents=TEXTS, max_tokens_per_doc=4096)
     assert ranked(answer) == expected
     assert answer.meta.api_version.version == "2"
-    other = asyncio.run(
-        cohere.AsyncClientV2("no key", base_url=service.url).rerank(model="m", query=QUERY, documents=TEXTS)
-    )
-    assert ranked(other) == expected
+
+
+async def test_the_async_cohere_client(service: Running, expected: Any) -> None:
+    async with cohere.AsyncClientV2("no key", base_url=service.url) as client:
+        assert ranked(await client.rerank(model="m", query=QUERY, documents=TEXTS)) == expected
 
 
 def test_errors_reach_the_cohere_client(local: SpecPC) -> None:
     with running(local, token="s3cret", max_passages=3) as service:
-        with pytest.raises(ApiError) as caught:
-            cohere.ClientV2("wrong", base_url=service.url).rerank(model="m", query=QUERY, documents=TEXTS)
-        assert caught.value.status_code == 401
-        client = cohere.ClientV2("s3cret", base_url=service.url)
-        assert client.rerank(model="m", query=QUERY, documents=TEXTS[:3]).results
-        with pytest.raises(ApiError) as caught:
-            client.rerank(model="m", query=QUERY, documents=TEXTS)
-        assert caught.value.status_code == 413
-        assert caught.value.body["message"] == "4 texts are too many: this service takes 3 at a time"
-        with pytest.raises(ApiError) as caught:
-            client.rerank(model="m", query=" ", documents=TEXTS[:3])
-        assert caught.value.status_code == 422
-        assert "query must be a non-empty string" in caught.value.body["message"]
+        with cohere.ClientV2("wrong", base_url=service.url) as client:
+            with pytest.raises(ApiError) as caught:
+                client.rerank(model="m", query=QUERY, documents=TEXTS)
+            assert caught.value.status_code == 401
+        with cohere.ClientV2("s3cret", base_url=service.url) as client:
+            assert client.rerank(model="m", query=QUERY, documents=TEXTS[:3]).results
+            with pytest.raises(ApiError) as caught:
+                client.rerank(model="m", query=QUERY, documents=TEXTS)
+            assert caught.value.status_code == 413
+            assert caught.value.body["message"] == "4 texts are too many: this service takes 3 at a time"
+            with pytest.raises(ApiError) as caught:
+                client.rerank(model="m", query=" ", documents=TEXTS[:3])
+            assert caught.value.status_code == 422
+            assert "query must be a non-empty string" in caught.value.body["message"]
 
 
 def post(service: Running, path: str, **body: Any) -> Any:
