@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import struct
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -103,7 +106,7 @@ class CompressionResult:
         passages = [_passage_to_dict(passage) for passage in self.passages]
         if full:
             for made, passage in zip(passages, self.passages, strict=True):
-                made |= {"original": passage.original, "heat": [list(piece) for piece in passage.heat]}
+                made |= {"original": passage.original, "heat": _pack(passage.heat)}
         return {
             "query": self.query,
             "tokens_before": self.tokens_before,
@@ -130,7 +133,7 @@ class CompressionResult:
         try:
             fields = {name: data[name] for name in _RESULT_FIELDS}
             return cls(passages=[_passage_of_dict(made) for made in data["passages"]], renderer=renderer, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
             raise ValueError(
                 f"not a compression result as to_dict(full=True) writes it ({type(error).__name__}: {error})"
             ) from error
@@ -156,6 +159,15 @@ _RESULT_FIELDS = tuple(
 )
 
 
+_HEAT = struct.Struct("<IId")  # thousands of pieces: as JSON numbers they would take longer than all else
+
+
+def _pack(heat: Sequence[tuple[int, int, float]]) -> str:
+    """Base64 of each piece's start and end (uint32) and score (float64), little-endian."""
+    packed = struct.pack("<" + "IId" * len(heat), *chain.from_iterable(heat))
+    return b64encode(packed).decode("ascii")
+
+
 def _passage_to_dict(passage: CompressedPassage) -> dict[str, Any]:
     return {
         "index": passage.index,
@@ -176,7 +188,7 @@ def _passage_of_dict(made: Mapping[str, Any]) -> CompressedPassage:
         score=math.nan if made["score"] is None else made["score"],
         tokens_before=made["tokens_before"],
         tokens_after=made["tokens_after"],
-        heat=[(start, end, score) for start, end, score in made["heat"]],
+        heat=list(_HEAT.iter_unpack(b64decode(made["heat"], validate=True))),
         title=made["title"],
         index=made["index"],
     )

@@ -59,7 +59,9 @@ class PassageAnswer(BaseModel):
     tokens_before: int
     tokens_after: int
     original: str | None = Field(None, description="With full.")
-    heat: list[Annotated[list[float], Field(min_length=3, max_length=3)]] | None = Field(None, description="With full.")
+    heat: str | None = Field(
+        None, description="With full: base64 of (start uint32, end uint32, score float64) per piece, little-endian."
+    )
 
 
 class CompressAnswer(BaseModel):

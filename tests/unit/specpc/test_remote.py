@@ -24,6 +24,7 @@ URL = "http://127.0.0.1:9"
 
 texts = st.text(st.characters(codec=None, categories=("L", "Zs", "Cs", "So")), max_size=8)
 counts = st.integers(0, 1 << 40)
+places = st.integers(0, (1 << 32) - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 spans = st.lists(st.tuples(counts, counts), max_size=3)
 passages = st.builds(
@@ -34,7 +35,7 @@ passages = st.builds(
     st.one_of(st.just(math.nan), numbers),
     counts,
     counts,
-    st.lists(st.tuples(counts, counts, numbers), max_size=3),
+    st.lists(st.tuples(places, places, numbers), max_size=3),
     st.one_of(st.none(), texts),
     counts,
 )
