@@ -1,8 +1,8 @@
 """The Python of README and documentation runs, each page from top to bottom; shell commands are only parsed.
 
-Two substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
-target becomes a small server of this test with OpenAI's protocol. The comment of `print(...)  # text` is its expected
-output. A block after `<!-- not run: reason -->` is only compiled.
+Substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
+target becomes a small server of this test with OpenAI's protocol, the address of a service a real one. The comment of
+`print(...)  # text` is its expected output. A block after `<!-- not run: reason -->` is only compiled.
 """
 
 import importlib.util
@@ -27,10 +27,11 @@ from llama_index.core import Document as Text
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 
-from draftapprox_integrations import LoadedModel
+from draftapprox_integrations import LoadedModel, SpecPC
 from draftapprox_integrations.cli.app import app
 from draftapprox_integrations.llama_index import SpecKVLLM
 from tests.conftest import ROOT
+from tests.helpers.service import running
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S)
@@ -38,6 +39,7 @@ NOT_RUN = 1  # raise it only for what cannot run without a key or a download
 
 HUB_NAME = re.compile(r'"(?:Qwen|meta-llama)/[\w.-]+"')
 API_ADDRESS = "http://localhost:8000/v1"
+SERVICE_ADDRESS = "http://127.0.0.1:8000"
 API_ANSWER = "It was opened in 1932."
 
 MILL = "The old mill was built in 1821. Today it is a small museum. It closes in winter."
@@ -89,6 +91,12 @@ def api() -> Iterator[Any]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def service(embedded_model: LoadedModel) -> Iterator[str]:
+    with running(SpecPC(embedded_model)) as started:
+        yield started.url
+
+
 @pytest.fixture
 def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The names that README and home page use from the reader's application, in an empty working directory."""
@@ -111,11 +119,11 @@ def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_the_python_of_a_page(page: Any, application: Any, api: Any, embedded_model: LoadedModel) -> None:
+def test_the_python_of_a_page(page: Any, application: Any, api: Any, service: str, embedded_model: LoadedModel) -> None:
     names = application if page in ("README.md", "docs/index.md") else {}
     names["__name__"] = "__main__"
     for block in blocks(page, "python"):
-        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, api)
+        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, api).replace(SERVICE_ADDRESS, service)
         line = PAGES[page][: block.start("code")].count("\n")
         compiled = compile("\n" * line + code, page, "exec")  # a traceback then points into the page
         if block["reason"]:

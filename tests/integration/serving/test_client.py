@@ -210,7 +210,7 @@ def scripted(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[tuple[str,
         server.server_close()
 
 
-COUNTED = (200, {}, json.dumps({"tokens": [7]}).encode())
+COUNTED: tuple[int, dict[str, str], bytes] = (200, {}, json.dumps({"tokens": [7]}).encode())
 BUSY = json.dumps({"message": "full", "error": {"message": "full"}}).encode()
 
 
@@ -223,7 +223,7 @@ def test_what_passes_is_tried_again() -> None:
 
 async def test_what_passes_is_tried_again_async(local: SpecPC) -> None:
     result = local.compress(TEXTS, QUERY, max_tokens=40)
-    answer = (200, {}, json.dumps(result.to_dict(full=True)).encode())
+    answer: Any = (200, {}, json.dumps(result.to_dict(full=True)).encode())
     with scripted((429, {"Retry-After": "0"}, BUSY), (0, {}, b""), answer) as (url, asked):
         assert await SpecPC(url).acompress(TEXTS, QUERY) == result
         assert len(asked) == 3

@@ -1,7 +1,6 @@
 """The service as its operator sees it: the command, its end, metrics and logs."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -44,12 +43,10 @@ app(sys.argv[1:])
 
 
 @contextmanager
-def serving(*options: str, environment: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`draftapprox serve` in a process of its own; yields it and its URL."""
     command = [sys.executable, "-c", SERVE, "serve", "--port", "0", *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {})
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -95,21 +92,30 @@ def test_sigterm_drains(tmp_path: Path) -> None:
     assert "bridge" not in err
 
 
-@pytest.mark.embedded
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM there")
-def test_what_does_not_finish_in_time_is_given_up() -> None:
-    with serving("--graceful-seconds", "0.1", environment={"DRAFTAPPROX_TOKEN": "s3cret"}) as (process, url):
-        headers = {"Authorization": "Bearer s3cret"}
+def test_what_does_not_finish_in_time_is_given_up(tiny: LoadedModel) -> None:
+    with HeldScorer() as scorer, running(SpecPC(tiny, scorer=scorer), graceful_seconds=0.1) as service:
         found: list[httpx.Response] = []
-        body = BODY | {"query": "300"}
-        ask = lambda: found.append(httpx.post(url + "/v1/compress", json=body, headers=headers, timeout=60))  # noqa: E731
+        ask = lambda: found.append(httpx.post(service.url + "/v1/compress", json=BODY, timeout=60))  # noqa: E731
         thread = threading.Thread(target=ask)
         thread.start()
-        wait_until(lambda: "in_flight 2.0" in httpx.get(url + "/metrics", headers=headers).text)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 1
+        wait_until(lambda: scorer.begun)
+        service.server.handle_exit(signal.SIGTERM, None)
         thread.join()
+        assert not service.server.finished
     assert found[0].json()["message"] == "the service stopped before this request was finished"
+
+
+def test_a_second_signal_does_not_wait(tiny: LoadedModel) -> None:
+    with HeldScorer() as scorer, running(SpecPC(tiny, scorer=scorer)) as service:
+        thread = threading.Thread(target=lambda: httpx.post(service.url + "/v1/compress", json=BODY, timeout=60))
+        thread.start()
+        wait_until(lambda: scorer.begun)
+        service.server.handle_exit(signal.SIGINT, None)
+        wait_until(lambda: service.service.draining)
+        service.server.handle_exit(signal.SIGINT, None)
+        assert not service.server.finished
+        scorer.let_go()
+        thread.join()
 
 
 @pytest.mark.parametrize(
