@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_LARGEST = (1 << 31) - 1
+_LARGEST = (1 << 53) - 1
 
 # Strict: "5" and true are no numbers. Texts are not: strict ones, or such with limits, may hold no lone surrogates.
 Count = Annotated[int, Field(ge=1, le=_LARGEST, strict=True)]

@@ -21,6 +21,13 @@ _CONNECT_SECONDS = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
 _RETRIED = (429, 502, 503, 504)
 
+# Per event loop: address and timeout of a service, its client, and the generator that closes it when the loop ends. They
+# are kept here: closing takes a turn of the loop, which an object that is dropped at the loop's end does not get.
+_of_loops: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, dict[tuple[str, float], tuple[httpx.AsyncClient, AsyncGenerator[None]]]
+] = weakref.WeakKeyDictionary()
+_loops_lock = ForkSafeLock()
+
 
 class HttpClient:
     """Sends requests to one service, again where that may help.
@@ -47,9 +54,6 @@ class HttpClient:
         self._client: httpx.Client | None = None
         self._process = 0
         self._closing: weakref.finalize[..., HttpClient] | None = None
-        self._of_loops: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]
-        ] = weakref.WeakKeyDictionary()
 
     def send(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
         """Send a request and return the answer, whatever its status.
@@ -109,17 +113,15 @@ class HttpClient:
     async def _async_client(self) -> httpx.AsyncClient:
         import httpx
 
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            client, closing = self._of_loops.get(loop, (None, None))
-            if client is None or client.is_closed:
-                client = httpx.AsyncClient(**self._settings())
-                closing = _closed_with_the_loop(client)
-                self._of_loops[loop] = client, closing
-            else:
-                closing = None
-        if closing is not None:
-            await anext(closing)
+        with _loops_lock:
+            clients = _of_loops.setdefault(asyncio.get_running_loop(), {})
+            client, _ = clients.get((self.url, self.timeout), (None, None))
+            if client is not None:
+                return client
+            client = httpx.AsyncClient(**self._settings())
+            closing = _closed_with_the_loop(client)
+            clients[self.url, self.timeout] = client, closing
+        await anext(closing)
         return client
 
     def _settings(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from ..errors import InvalidInputError
@@ -37,26 +39,31 @@ class Request:
         """The body of `POST /v1/compress`.
 
         Raises:
-            InvalidInputError: `protect` has a compiled pattern, which a service does not take.
+            InvalidInputError: what JSON cannot carry: a compiled pattern, or an infinite score.
         """
         if any(not isinstance(pattern, str) for pattern in self.protect):
             raise InvalidInputError(
                 "a service takes strings in protect, not compiled patterns; give the strings, or load the draft here"
             )
-        body = {name: value for name, value in asdict(self.limits).items() if value is not None}
+        body = {name: _plain(value) for name, value in asdict(self.limits).items() if value is not None}
         body |= {"passages": [item.text for item in self.items], "query": self.query, "on_empty": self.on_empty}
         if self.protect:
             body["protect"] = list(self.protect)
         if any(item.title is not None for item in self.items):
             body["titles"] = [item.title for item in self.items]
-        scores = [_known(item.retriever_score) for item in self.items]
+        scores = [item.retriever_score for item in self.items]
+        if any(score is not None and math.isinf(score) for score in scores):
+            raise InvalidInputError("a service takes finite retriever_scores, or None where none is known")
         if any(score is not None for score in scores):
-            body["retriever_scores"] = scores
+            body["retriever_scores"] = [None if score is None or math.isnan(score) else score for score in scores]
         return body
 
 
-def _known(score: float | None) -> float | None:
-    return None if score is None or score != score else score  # NaN says as much as None, and is no JSON
+def _plain(value: Any) -> Any:
+    """A number of any library as Python's, which JSON has."""
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def as_request(

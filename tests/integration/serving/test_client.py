@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
 
 from draftapprox_integrations import CompressionResult, LoadedModel, SpecPC, errors
@@ -31,6 +33,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_tokens": 45, "on_empty": "keep_best"},
     {"max_tokens": 60, "protect": ["museum", "Fluß"]},
     {"max_tokens": 40, "retriever_scores": [0.25, None, float("nan"), -3]},
+    {"keep_ratio": Fraction(1, 3), "top_n": np.int64(2), "retriever_scores": np.array([1, 2, 3, 4])},
+    {"max_tokens": (1 << 53) - 1, "top_n": (1 << 53) - 1},
     {"max_tokens": 4000},  # everything fits: no score, no heat
     {},
 ]
@@ -73,6 +77,11 @@ def test_each_event_loop_has_connections_of_its_own(local: SpecPC, service: Runn
     remote, expected = SpecPC(service.url), untimed(local.compress(TEXTS, QUERY, max_tokens=40))
     for _ in range(2):
         assert untimed(asyncio.run(remote.acompress(TEXTS, QUERY, max_tokens=40))) == expected
+
+    async def with_one_of_its_own() -> CompressionResult:
+        return await SpecPC(service.url).acompress(TEXTS, QUERY, max_tokens=40)
+
+    assert untimed(asyncio.run(with_one_of_its_own())) == expected
     del remote
     gc.collect()  # an open socket would warn
 

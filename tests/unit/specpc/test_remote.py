@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import re
+import sys
 from typing import Any
 
 import httpx
@@ -12,8 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftapprox_integrations import CompressionConfig, CompressionResult, SpecPC, SpecPCConfig
-from draftapprox_integrations.errors import InvalidInputError, ServiceUnavailableError
+from draftapprox_integrations import CompressionConfig, CompressionResult, SpecPC, SpecPCConfig, load_model
+from draftapprox_integrations.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    ModelLoadError,
+    ServiceUnavailableError,
+)
 from draftapprox_integrations.frameworks.retrieval import CompressorReference
 from draftapprox_integrations.report.heatmap import Heatmap
 from draftapprox_integrations.results import CompressedPassage
@@ -134,6 +140,22 @@ def test_what_needs_the_weights_is_refused(use: Any) -> None:
 def test_compiled_patterns_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="strings in protect, not compiled patterns"):
         SpecPC(URL).compress(["a"], "b", protect=[re.compile("a")])
+
+
+def test_infinite_scores_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="finite retriever_scores"):
+        SpecPC(URL).compress(["a"], "b", retriever_scores=[math.inf])
+
+
+def test_without_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(MissingDependencyError, match="pip install httpx"):
+        SpecPC(URL)
+
+
+def test_an_address_is_no_model() -> None:
+    with pytest.raises(ModelLoadError, match="may be a service, which SpecPC and its adapters take"):
+        load_model(URL)
 
 
 def test_a_token_is_neither_shown_nor_saved_nor_for_models(tiny: Any) -> None:
