@@ -21,8 +21,8 @@ _CONNECT_SECONDS = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
 _RETRIED = (429, 502, 503, 504)
 
-# Per event loop: address and timeout of a service, its client, and the generator that closes it when the loop ends. They
-# are kept here: closing takes a turn of the loop, which an object that is dropped at the loop's end does not get.
+# Per event loop: address and timeout of a service, its client, and the generator that closes it when the loop ends.
+# Kept here, because closing takes a turn of the loop, which an object that is dropped at the loop's end does not get.
 _of_loops: weakref.WeakKeyDictionary[
     asyncio.AbstractEventLoop, dict[tuple[str, float], tuple[httpx.AsyncClient, AsyncGenerator[None]]]
 ] = weakref.WeakKeyDictionary()
