@@ -2,12 +2,11 @@
 
     python -m benchmarks.service
 
-A uvicorn server in a thread of this process has the compressor that is also called directly, in turns. "compress" is
-the time that the result itself tells; "outside" is what a call takes beside it: for the service JSON on both sides,
-HTTP over loopback, validation, the queue and threads. The difference of the two "outside" columns is the overhead; that
-of the "whole" columns has the noise of the compressions in it. "CPU" is the process's CPU time, client and service
-together: with OMP_NUM_THREADS=1 it shows the overhead where wall times show the neighbours' work. "route" asks
-/v1/info, which computes nothing.
+`draftapprox serve` runs in a process of its own, with the draft that this process has too; the two are called in turns.
+"outside" is what a call takes beside the time that its result tells for the compression: for the service JSON on both
+sides, HTTP over loopback, validation, the queue and threads. The difference of the "outside" columns is the overhead;
+that of the "whole" columns has the noise of two processes' compressions in it. "route" asks /v1/info, which computes
+nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +15,19 @@ import argparse
 import json
 import math
 import os
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 from draftapprox_integrations import CompressionResult, SpecPC
-from draftapprox_integrations.serving.app import create_app
-from draftapprox_integrations.serving.server import ServiceServer
-from draftapprox_integrations.serving.settings import ServiceSettings
 from draftapprox_integrations.specpc.remote import RemoteDraft
 
 from .common import machine, table
 
+_SERVE = (
+    "import sys; from draftapprox_integrations.cli.app import app; app(['serve', '--port=0', '--draft', sys.argv[1]])"
+)
 QUESTION = "In which year was the stone bridge opened?"
 
 
@@ -42,27 +42,25 @@ def main() -> None:
 
     local = SpecPC(args.draft)
     passages = texts(args.passages, args.sentences)
-    app, ready = create_app(local, ServiceSettings(port=0)), threading.Event()
-    server = ServiceServer(app, lambda _: ready.set())
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [server.listening]})
-    thread.start()
-    ready.wait()
-    remote = SpecPC(server.url)
+    server = subprocess.Popen([sys.executable, "-c", _SERVE, args.draft], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    remote = SpecPC(server.stdout.readline().split()[-1])
 
     def compress(compressor: SpecPC) -> CompressionResult:
         return compressor.compress(passages, QUESTION, max_tokens=args.max_tokens)
 
     result = compress(local)  # reads the passages; from now on they are in the store
+    compress(remote)
     warm = (compress(local), compress(remote))
     assert warm[0].passages == warm[1].passages
-    here: list[tuple[float, float, float]] = []
-    there: list[tuple[float, float, float]] = []
+    here: list[tuple[float, float]] = []
+    there: list[tuple[float, float]] = []
     for _ in range(args.runs):
         here.append(timed(lambda: compress(local)))
         there.append(timed(lambda: compress(remote)))
     route = [seconds_of_info(remote) for _ in range(args.runs)]
-    server.should_exit = True
-    thread.join()
+    server.terminate()
+    assert server.wait() == 0
 
     load = f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     size = len(json.dumps(warm[1].to_dict(full=True)))
@@ -75,7 +73,7 @@ def main() -> None:
     columns.append([b - a for a, b in zip(*columns, strict=True)])
     names = ("in this process", "through the service", "difference")
     rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, columns, strict=True)]
-    print(table(["ms", "whole, p50", "p99", "outside, p50", "p99", "CPU, p50", "p99"], rows))
+    print(table(["ms", "whole, p50", "p99", "outside, p50", "p99"], rows))
     print(f"\nroute: p50 {1000 * quantile(route, 0.5):.2f} ms, p99 {1000 * quantile(route, 0.99):.2f} ms")
 
 
@@ -92,12 +90,12 @@ def texts(passages: int, sentences: int) -> list[str]:
     return made
 
 
-def timed(call: Callable[[], CompressionResult]) -> tuple[float, float, float]:
-    """Seconds of a call, those outside the compression, and those of the CPU."""
-    started, worked = time.perf_counter(), time.process_time()
+def timed(call: Callable[[], CompressionResult]) -> tuple[float, float]:
+    """Seconds of a call, and those outside the compression."""
+    started = time.perf_counter()
     result = call()
-    seconds, worked = time.perf_counter() - started, time.process_time() - worked
-    return seconds, seconds - result.timings["total"], worked
+    seconds = time.perf_counter() - started
+    return seconds, seconds - result.timings["total"]
 
 
 def seconds_of_info(remote: SpecPC) -> float:
@@ -108,7 +106,7 @@ def seconds_of_info(remote: SpecPC) -> float:
     return time.perf_counter() - started
 
 
-def columns_of(times: list[tuple[float, float, float]]) -> list[float]:
+def columns_of(times: list[tuple[float, float]]) -> list[float]:
     """Milliseconds: median and 99th percentile of each column."""
     return [1000 * quantile(column, share) for column in zip(*times, strict=True) for share in (0.5, 0.99)]
 
