@@ -41,3 +41,7 @@ class GenerationTimeoutError(DraftApproxError, TimeoutError):
 
 class EngineClosedError(DraftApproxError, RuntimeError):
     """The engine was closed before or while it served this request."""
+
+
+class ServiceUnavailableError(DraftApproxError, ConnectionError):
+    """A service (`draftapprox serve`) is not there, has no place for this request, or failed."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import struct
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -93,8 +97,16 @@ class CompressionResult:
         """Kept share of the tokens; 1.0 for an empty input."""
         return self.tokens_after / self.tokens_before if self.tokens_before else 1.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields but the originals and the heat, ready for `json.dumps`."""
+    def to_dict(self, *, full: bool = False) -> dict[str, Any]:
+        """The fields, ready for `json.dumps`.
+
+        Args:
+            full: Also the passages' originals and heat, from which `from_dict` makes an equal result.
+        """
+        passages = [_passage_to_dict(passage) for passage in self.passages]
+        if full:
+            for made, passage in zip(passages, self.passages, strict=True):
+                made |= {"original": passage.original, "heat": _pack(passage.heat)}
         return {
             "query": self.query,
             "tokens_before": self.tokens_before,
@@ -104,19 +116,27 @@ class CompressionResult:
             "draft": self.draft,
             "draft_tokens": self.draft_tokens,
             "timings": self.timings,
-            "passages": [
-                {
-                    "index": p.index,
-                    "title": p.title,
-                    "text": p.text,
-                    "kept": [list(span) for span in p.kept],
-                    "score": None if math.isnan(p.score) else p.score,
-                    "tokens_before": p.tokens_before,
-                    "tokens_after": p.tokens_after,
-                }
-                for p in self.passages
-            ],
+            "passages": passages,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], renderer: Renderer) -> CompressionResult:
+        """The result that `to_dict(full=True)` was made of.
+
+        Args:
+            data: What `to_dict` returned, or `json.loads` of its JSON.
+            renderer: Draws the result as HTML, such as `report.heatmap.Heatmap()`.
+
+        Raises:
+            ValueError: a field is missing, such as the originals, or has no meaning.
+        """
+        try:
+            fields = {name: data[name] for name in _RESULT_FIELDS}
+            return cls(passages=[_passage_of_dict(made) for made in data["passages"]], renderer=renderer, **fields)
+        except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+            raise ValueError(
+                f"not a compression result as to_dict(full=True) writes it ({type(error).__name__}: {error})"
+            ) from error
 
     def to_html(self, *, answers: Mapping[str, str] | None = None, sources: Sequence[str | None] | None = None) -> str:
         """A self-contained page: the passages as a heat map, kept text bright, dropped text faded.
@@ -132,6 +152,46 @@ class CompressionResult:
 
     def _repr_html_(self) -> str:
         return self.renderer.fragment(self)
+
+
+_RESULT_FIELDS = tuple(
+    field.name for field in dataclass_fields(CompressionResult) if field.name not in ("passages", "renderer")
+)
+
+
+_HEAT = struct.Struct("<IId")  # thousands of pieces: as JSON numbers they would take longer than all else
+
+
+def _pack(heat: Sequence[tuple[int, int, float]]) -> str:
+    """Base64 of each piece's start and end (uint32) and score (float64), little-endian."""
+    packed = struct.pack("<" + "IId" * len(heat), *chain.from_iterable(heat))
+    return b64encode(packed).decode("ascii")
+
+
+def _passage_to_dict(passage: CompressedPassage) -> dict[str, Any]:
+    return {
+        "index": passage.index,
+        "title": passage.title,
+        "text": passage.text,
+        "kept": [list(span) for span in passage.kept],
+        "score": None if math.isnan(passage.score) else passage.score,
+        "tokens_before": passage.tokens_before,
+        "tokens_after": passage.tokens_after,
+    }
+
+
+def _passage_of_dict(made: Mapping[str, Any]) -> CompressedPassage:
+    return CompressedPassage(
+        original=made["original"],
+        text=made["text"],
+        kept=[(start, end) for start, end in made["kept"]],
+        score=math.nan if made["score"] is None else made["score"],
+        tokens_before=made["tokens_before"],
+        tokens_after=made["tokens_after"],
+        heat=list(_HEAT.iter_unpack(b64decode(made["heat"], validate=True))),
+        title=made["title"],
+        index=made["index"],
+    )
 
 
 class Selection:

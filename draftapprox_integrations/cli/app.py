@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 from ..errors import InvalidInputError
 from . import evaluation as evaluation_commands
 from . import passages as passage_commands
+from . import serving as serving_commands
 
 if TYPE_CHECKING:
     from ..engine.engine import SpecKV
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command()(passage_commands.calibrate)
 app.command()(passage_commands.ingest)
 app.add_typer(passage_commands.store_app, name="store")
+app.command()(serving_commands.serve)
 app.command("eval")(evaluation_commands.evaluate)
 app.command("eval-rag")(evaluation_commands.evaluate_rag)
 app.command()(evaluation_commands.advise)

@@ -25,7 +25,9 @@ notes = Console(stderr=True, highlight=False)  # progress, counts and errors, on
 DraftOption = Annotated[str, typer.Option(help="Draft model: hub id, folder, .gguf file, or 'default'.")]
 
 
-def load_compressor(draft: str, *, store: PassageStore | Path | None = None, **settings: Any) -> SpecPC:
+def load_compressor(
+    draft: str, *, store: PassageStore | Path | None = None, tokenizer: str | None = None, **settings: Any
+) -> SpecPC:
     """Load a `SpecPC` with these compression settings; only a status line on stderr shows that it loads."""
     with notes.status("Loading models ..."):
         from transformers.utils import logging as transformers_logging
@@ -35,7 +37,7 @@ def load_compressor(draft: str, *, store: PassageStore | Path | None = None, **s
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        return SpecPC(draft, compression=CompressionConfig(**settings), store=store)
+        return SpecPC(draft, compression=CompressionConfig(**settings), tokenizer=tokenizer, store=store)
 
 
 class _Notes(logging.Handler):

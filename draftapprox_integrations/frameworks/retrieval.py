@@ -23,7 +23,9 @@ from ..models.references import Reference, as_reference, check_loadable, is_plac
 from ..models.tokenization import TokenizerSpec
 from ..results import CompressionResult
 from ..specpc.budget import Budget, Order
-from ..specpc.compressor import OnEmpty, SpecPC
+from ..specpc.compressor import SpecPC
+from ..specpc.remote import refuse_settings
+from ..specpc.request import OnEmpty
 from ..specpc.scoring.embedder import Embedder, check_embedder
 from ..specpc.scoring.per_passage import Progress
 from ..specpc.scoring.registry import ScorerSpec, check_scorer
@@ -69,6 +71,8 @@ class CompressorReference(Reference):
         embedder: Embedder | str | None = None,
         store: PassageStore | str | os.PathLike[str] | None = None,
     ):
+        if not isinstance(draft, SpecPC):
+            refuse_settings(draft, config, compression, scorer, tokenizer, store, embedder)
         self._lock = ForkSafeLock()
         self._compressor: SpecPC | None = None
         shared = draft if isinstance(draft, SpecPC) else None

@@ -218,6 +218,8 @@ def _locate(name: str) -> tuple[str, bool]:
     """Return the source to load from, and whether it is local, in which case the network is never used."""
     if name == "default":
         return embedded.locate()
+    if name.startswith(("http://", "https://")):
+        raise ModelLoadError(f"{name} may be a service, which SpecPC and its adapters take; here a model is needed")
     path = Path(name).expanduser()
     if path.exists():
         return str(path.resolve()), True

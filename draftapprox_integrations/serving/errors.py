@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ..errors import (
@@ -18,6 +17,7 @@ from ..errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
+from .encoding import JSONAnswer
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _STATUS: dict[type[DraftApproxError], int] = {
@@ -54,18 +54,32 @@ class ServiceError(Exception):
         self.param, self.code = param, code
 
 
-def error_content(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The body of an error; Cohere's clients read "message", OpenAI's the rest."""
+def error_content(
+    status: int, message: str, *, param: str | None = None, code: str | None = None, raised: str | None = None
+) -> dict[str, Any]:
+    """The body of an error; Cohere's clients read "message", OpenAI's the rest, this package's "raised": the class."""
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {
-        "message": message,
-        "error": {"message": message, "type": kind, "param": param, "code": code or str(status)},
-    }
+    error = {"message": message, "type": kind, "param": param, "code": code or str(status)}
+    return {"message": message, "error": error if raised is None else error | {"raised": raised}}
 
 
-def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    raised: str | None = None,
+) -> JSONAnswer:
     """An error as a whole answer."""
-    return JSONResponse(error_content(status, message), status, dict(headers or {}))
+    content = error_content(status, message, param=param, code=code, raised=raised)
+    return JSONAnswer(content, status, dict(headers or {}))
+
+
+def response_of(error: ServiceError) -> JSONAnswer:
+    """The answer that an error is."""
+    return error_response(error.status, error.message, error.headers, param=error.param, code=error.code)
 
 
 def status_of(error: DraftApproxError) -> int:
@@ -76,23 +90,25 @@ def status_of(error: DraftApproxError) -> int:
 def add_error_handlers(app: FastAPI) -> None:
     """Give every error of a request this layout."""
 
-    async def of_the_service(_: Request, error: Exception) -> JSONResponse:
+    async def of_the_service(_: Request, error: Exception) -> JSONAnswer:
         assert isinstance(error, ServiceError)
-        content = error_content(error.status, error.message, error.param, error.code)
-        return JSONResponse(content, error.status, dict(error.headers or {}))
+        return response_of(error)
 
-    async def of_the_package(_: Request, error: Exception) -> JSONResponse:
+    async def of_the_package(_: Request, error: Exception) -> JSONAnswer:
         assert isinstance(error, DraftApproxError)
-        return error_response(status_of(error), str(error))
+        return error_response(status_of(error), str(error), raised=type(error).__name__)
 
-    async def of_the_body(_: Request, error: Exception) -> JSONResponse:
+    async def of_the_body(_: Request, error: Exception) -> JSONAnswer:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return error_response(400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+        if error.body is None or isinstance(error.body, bytes):
+            return error_response(422, "send a JSON object as the body, with the header Content-Type: application/json")
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{where}: {first['msg']}" if where else str(first["msg"])
-        return error_response(400 if first["type"] == "json_invalid" else 422, message)
+        return error_response(422, f"{where}: {first['msg']}" if where else str(first["msg"]))
 
-    async def of_http(_: Request, error: Exception) -> JSONResponse:
+    async def of_http(_: Request, error: Exception) -> JSONAnswer:
         assert isinstance(error, HTTPException)
         return error_response(error.status_code, str(error.detail), error.headers)
 

@@ -48,7 +48,7 @@ async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator
                     yield _event(chunk)
         yield "data: [DONE]\n\n"
     except ServiceError as error:
-        yield _event(error_content(error.status, error.message, error.param, error.code))
+        yield _event(error_content(error.status, error.message, param=error.param, code=error.code))
     except Exception:  # the status is sent already, so that nobody else can answer
         _log.exception("an answer was not finished")
         yield _event(error_content(500, "the service failed while it wrote this answer; its log says why"))

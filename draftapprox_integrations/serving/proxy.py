@@ -164,7 +164,8 @@ class _Proxy:
         ]
         if self._settings.upstream_key is not None:
             headers = [pair for pair in headers if pair[0] != b"authorization"]
-            headers.append((b"authorization", b"Bearer " + self._settings.upstream_key.encode()))
+            if self._settings.upstream_key:
+                headers.append((b"authorization", b"Bearer " + self._settings.upstream_key.encode()))
         if content is not None and not isinstance(content, bytes) and "content-length" in request.headers:
             headers.append((b"content-length", request.headers["content-length"].encode()))
         # Made without the client, which would add headers of its own; only its timeouts are needed.

@@ -26,7 +26,8 @@ class ProxySettings:
         time_limit: Seconds for shortening one request, waiting included, > 0. A request that takes longer goes on as
             it came.
         workers: Requests that are shortened at the same time, >= 1; others wait.
-        upstream_key: Sent to the upstream as its API key, in place of what clients send. None: theirs is passed on.
+        upstream_key: Sent to the upstream as its API key, in place of what clients send. None: theirs is passed on. "":
+            none is sent.
         connect_seconds: Seconds to wait for a connection to the upstream, > 0.
         read_seconds: Seconds to wait for the next bytes of the upstream, > 0.
         dropped_bytes: Bytes of dropped text that are kept to be asked for, >= 0. 0: none.
@@ -67,8 +68,10 @@ class ProxySettings:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"{name} must be True or False; got {getattr(self, name)!r}")
         key: Any = self.upstream_key
-        if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key.strip()):
-            raise InvalidInputError("upstream_key must be a non-empty string of printable ASCII characters")
+        if key is not None and not (
+            isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
+        ):
+            raise InvalidInputError("upstream_key must be a string of printable ASCII characters")
         if self.marker and not self.dropped_bytes:
             raise InvalidInputError("marker names the id of dropped text, which dropped_bytes=0 does not keep")
 

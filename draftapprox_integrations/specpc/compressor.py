@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -23,9 +23,11 @@ from ..models.locks import renewed_in_children
 from ..models.tokenization import TextEncoder, TokenCounter, TokenizerSpec
 from ..results import CompressionResult, Selection, Span
 from .assembly import Scored, Stopwatch, assemble, whole
-from .budget import Budget, Order
+from .budget import Order
 from .calibration.calibrate import calibrate
 from .calibration.fit import fit_to, read_questions
+from .remote import RemoteDraft, as_remote, refuse_settings
+from .request import OnEmpty, as_request
 from .scoring.embedder import Embedder, check_embedder
 from .scoring.heads import HeadSet, check_heads, find_heads
 from .scoring.per_passage import CalibratedHeadsScorer, Progress
@@ -37,16 +39,7 @@ from .text.packing import Packer
 from .text.ranking import Pattern, longest_units, rank
 from .text.segmentation import segment
 from .token_selection import choose_positions
-from .validation import (
-    as_config,
-    as_passages,
-    check_batch,
-    check_on_empty,
-    check_protect,
-    check_query,
-)
-
-OnEmpty = Literal["drop", "keep_best"]
+from .validation import as_config, as_passages, check_batch
 
 
 @renewed_in_children
@@ -60,7 +53,8 @@ class SpecPC:
     Safe to use from many threads: forward passes of one draft take turns.
 
     Args:
-        draft: A model spec for `load_model`, or a `LoadedModel`.
+        draft: A model spec for `load_model`, or a `LoadedModel`. Or the address of a service, "http://host:port", which
+            `draftapprox serve` runs: it has the draft and the settings, and this object needs neither.
         config: Settings of the paper's method (or a dict of them), used by `select` and by joint scores.
         compression: Settings of `compress` (or a dict of them).
         scorer: How `compress` scores sentences. "fused": attention (of calibrated heads; of all heads, jointly, for a
@@ -75,6 +69,7 @@ class SpecPC:
         embedder: Embeds sentences for scorer "fused": a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or a
             function from texts to vectors.
         heads: Calibrated heads of the draft, or the path of their file. None: those saved for it.
+        token: The token of a service. None: the environment variable DRAFTAPPROX_TOKEN, if it is set.
 
     Raises:
         ModelLoadError: the draft or the tokenizer cannot be loaded.
@@ -94,13 +89,13 @@ class SpecPC:
         store: PassageStore | str | os.PathLike[str] | None = None,
         embedder: Embedder | None = None,
         heads: HeadSet | str | os.PathLike[str] | None = None,
+        token: str | None = None,
     ):
         check_scorer(scorer)
-        self.draft: LoadedModel = load_model(draft)
+        refuse_settings(draft, config, compression, scorer, tokenizer, store, embedder, heads)
+        self.draft: LoadedModel = as_remote(draft, token) or load_model(draft)
         self.config = as_config(config, SpecPCConfig)
         self.compression = as_config(compression, CompressionConfig)
-        self._view = attention_view(self.draft.model)
-        self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         self.tokenizer = tokenizer
         self.embedder = check_embedder(embedder)
         self.store = None if store is None else open_store(store)
@@ -108,6 +103,10 @@ class SpecPC:
             heads = HeadSet.load(heads)
         self._heads = None if heads is None else check_heads(heads, self.draft.model)
         self.scorer_spec = scorer
+        if isinstance(self.draft, RemoteDraft):
+            return
+        self._view = attention_view(self.draft.model)
+        self.config.resolved_start(int(self._view.config.get_text_config().num_hidden_layers))
         if self.draft.tokenizer is not None:
             _ = self._encoder, self._counter  # a tokenizer that cannot be used is reported now
             if isinstance(scorer, str):
@@ -194,17 +193,23 @@ class SpecPC:
             ScoringError: the draft produced NaN.
         """
         watch = Stopwatch()
-        limits = Budget(
+        request = as_request(
+            passages,
+            query,
             max_tokens=max_tokens,
             keep_ratio=keep_ratio,
             recall=recall,
             min_relevance=min_relevance,
             top_n=top_n,
             order=order,
+            titles=titles,
+            on_empty=on_empty,
+            protect=protect,
+            retriever_scores=retriever_scores,
         )
-        items = as_passages(passages, titles, retriever_scores)
-        query, protect = check_query(query), check_protect(protect)
-        check_on_empty(on_empty)
+        if isinstance(self.draft, RemoteDraft):
+            return self.draft.compress(request)
+        items, query, limits, protect = request.items, request.query, request.limits, request.protect
         texts = [item.text for item in items]
         before = self._counter.count(texts)
         budget, names = (
@@ -230,11 +235,15 @@ class SpecPC:
             eligible=limits.eligible(scores),
         )
         packer = Packer(texts, before, self.compression.resolved_separator(), self._counter.count)
-        packed = packer.pack(ranking, budget, best_of_each=on_empty == "keep_best")
-        return assemble(query, items, before, packed, budget, names, watch, Scored(sentences, scores, ranking), order)
+        packed = packer.pack(ranking, budget, best_of_each=request.on_empty == "keep_best")
+        return assemble(
+            query, items, before, packed, budget, names, watch, Scored(sentences, scores, ranking), limits.order
+        )
 
     async def acompress(self, passages: Iterable[str], query: str, **options: Any) -> CompressionResult:
-        """`compress` in a worker thread, so that the event loop stays free."""
+        """`compress` in a worker thread, or awaiting the service, so that the event loop stays free."""
+        if isinstance(self.draft, RemoteDraft):
+            return await self.draft.acompress(as_request(passages, query, **options))
         return await asyncio.to_thread(self.compress, passages, query, **options)
 
     def ingest(
@@ -254,6 +263,8 @@ class SpecPC:
             InvalidInputError: the scorer uses no calibrated heads, so there is nothing to keep.
         """
         items = as_passages(passages, titles)
+        if isinstance(self.draft, RemoteDraft):
+            return self.draft.ingest(items, progress)
         attention = attention_of(self.scorer)
         if not isinstance(attention, CalibratedHeadsScorer):
             raise InvalidInputError(
@@ -299,22 +310,27 @@ class SpecPC:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, counted as for the budget."""
-        return self._counter.count(texts)
+        return self.draft.count(texts) if isinstance(self.draft, RemoteDraft) else self._counter.count(texts)
 
     @property
     def has_heads_of_its_own(self) -> bool:
         """Whether it has calibrated heads that are not those saved for the draft."""
+        if (mine := self._heads) is None:
+            return False
         saved = find_heads(self.draft.model)
-        mine = self._heads
-        return mine is not None and (saved is None or (saved.heads, saved.relevance) != (mine.heads, mine.relevance))
+        return saved is None or (saved.heads, saved.relevance) != (mine.heads, mine.relevance)
 
     def __deepcopy__(self, memo: object) -> SpecPC:
         return self  # it holds no state of a request; a copy would double the weights
 
     def __reduce__(self) -> Any:
+        if isinstance(self.draft, RemoteDraft):
+            return SpecPC, (self.draft,)
         raise TypeError(f"SpecPC holds the weights of {self.draft.name} and is not pickled; save its name and config")
 
     def __repr__(self) -> str:
+        if isinstance(self.draft, RemoteDraft):
+            return f"SpecPC({self.draft.source!r})"
         return f"SpecPC({self.draft.name!r}, {self.config}, compression={self.compression})"
 
     @cached_property

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from draftapprox_integrations import SpecKV
 from draftapprox_integrations.serving.completions import completions_router
 from draftapprox_integrations.serving.errors import add_error_handlers
+from tests.helpers.upstream import running
 
 NAME = "our/model"
 
@@ -25,18 +23,8 @@ def serving(*routers: APIRouter) -> Iterator[str]:
     add_error_handlers(app)
     for router in routers:
         app.include_router(router)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with running(app) as address:
+        yield address
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """The Python of README and documentation runs, each page from top to bottom; shell commands are only parsed.
 
-Three substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
-target becomes a small server of this test with OpenAI's protocol, or, on the page about it, the project's own service;
-that of the proxy becomes the application that the page made. The comment of `print(...)  # text` is its expected
-output. A block after `<!-- not run: reason -->` is only compiled.
+Substitutions let it run anywhere: names of hub models become "default", the embedded model; the address of an API
+target becomes a small server of this test with OpenAI's protocol, or, on the page about it, the project's own; that of
+a service becomes a real one, that of the proxy the application that the page made. The comment of `print(...)  # text`
+is its expected output. A block after `<!-- not run: reason -->` is only compiled.
 """
 
 import importlib.util
@@ -28,10 +28,11 @@ from llama_index.core import Document as Text
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 
-from draftapprox_integrations import LoadedModel, SpecKV
+from draftapprox_integrations import LoadedModel, SpecKV, SpecPC
 from draftapprox_integrations.cli.app import app
 from draftapprox_integrations.llama_index import SpecKVLLM
 from tests.conftest import ROOT
+from tests.helpers import service as services
 from tests.helpers.openai_service import serving_completions
 from tests.helpers.upstream import running
 
@@ -43,6 +44,7 @@ HUB_NAME = re.compile(r'"(?:Qwen|meta-llama)/[\w.-]+"')
 API_ADDRESS = "http://localhost:8000/v1"
 PROXY_ADDRESS = "http://localhost:8080"
 OUR_SERVER = "docs/guides/openai_server.md"  # the page whose clients talk to our own service
+SERVICE_ADDRESS = "http://127.0.0.1:8000"
 API_ANSWER = "It was opened in 1932."
 
 MILL = "The old mill was built in 1821. Today it is a small museum. It closes in winter."
@@ -94,6 +96,12 @@ def api() -> Iterator[Any]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def service(embedded_model: LoadedModel) -> Iterator[str]:
+    with services.running(SpecPC(embedded_model)) as started:
+        yield started.url
+
+
 @pytest.fixture
 def address(request: pytest.FixtureRequest, page: Any, api: Any) -> Iterator[Any]:
     """The base URL that a page's clients get."""
@@ -127,19 +135,22 @@ def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_the_python_of_a_page(page: Any, application: Any, address: Any, embedded_model: LoadedModel) -> None:
+def test_the_python_of_a_page(
+    page: Any, application: Any, address: Any, service: str, embedded_model: LoadedModel
+) -> None:
     with ExitStack() as servers:
-        run_page(page, application, address, servers)
+        run_page(page, application, {API_ADDRESS: address, SERVICE_ADDRESS: service}, servers)
 
 
-def run_page(page: Any, application: Any, address: Any, servers: ExitStack) -> None:
+def run_page(page: Any, application: Any, addresses: dict[str, str], servers: ExitStack) -> None:
     names = application if page in ("README.md", "docs/index.md") else {}
     names["__name__"] = "__main__"
-    proxy = ""
     for block in blocks(page, "python"):
-        if PROXY_ADDRESS in block["code"] and not proxy:
-            proxy = servers.enter_context(running(names["app"]))  # as the page makes it
-        code = HUB_NAME.sub('"default"', block["code"]).replace(API_ADDRESS, address).replace(PROXY_ADDRESS, proxy)
+        if PROXY_ADDRESS in block["code"] and PROXY_ADDRESS not in addresses:
+            addresses[PROXY_ADDRESS] = servers.enter_context(running(names["app"]))  # as the page makes it
+        code = HUB_NAME.sub('"default"', block["code"])
+        for written, real in addresses.items():
+            code = code.replace(written, real)
         line = PAGES[page][: block.start("code")].count("\n")
         compiled = compile("\n" * line + code, page, "exec")  # a traceback then points into the page
         if block["reason"]:
