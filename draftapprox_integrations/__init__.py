@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .engine.patch import patch_model
     from .models.loading import LoadedModel, load_model
     from .results import CompressionResult
+    from .speckv.text_draft import TextDraft
     from .specpc.compressor import SpecPC
     from .specpc.store.passage_store import PassageStore
 
@@ -29,6 +30,7 @@ _HOME = {
     "SpecPC": ".specpc.compressor",
     "SpecPCConfig": ".config",
     "CompressionResult": ".results",
+    "TextDraft": ".speckv.text_draft",
     "LoadedModel": ".models.loading",
     "load_model": ".models.loading",
     "patch_model": ".engine.patch",
@@ -45,6 +47,7 @@ __all__ = [
     "SpecKVPCConfig",
     "SpecPC",
     "SpecPCConfig",
+    "TextDraft",
     "__version__",
     "load_model",
     "patch_model",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ..config import MethodConfig, Positions, SpecKVConfig
 from ..errors import EngineClosedError
 from ..models.loading import LoadedModel, ModelSpec, load_model
-from ..models.references import model_reference
 from ..results import Generation
+from ..speckv.text_draft import DraftSpec, TextDraft, as_draft, draft_reference
 from .likelihood import Likelihood, log_likelihood
 from .pipeline import Pipeline
 from .requests import Request, Sampling
@@ -34,7 +34,9 @@ class SpecKV:
     Args:
         target: What `load_model` takes. Full-attention layers drop pairs; sliding-window layers are left alone.
         draft: What `load_model` takes; may have another vocabulary. "self": the target drafts the lookahead itself,
-            from a part of the prompt that SpecPC selects. None only with `lookahead_tokens=0` (SnapKV).
+            from a part of the prompt that SpecPC selects. "http://host:8000/v1#model", an LLM of LangChain or
+            LlamaIndex, or a `TextDraft`: a model elsewhere writes it as text. None only with `lookahead_tokens=0`
+            (SnapKV).
         config: `SpecKVConfig`; `SpecKVPCConfig` for the cascade; `SpecPCConfig` to compress prompts only.
         positions: Positions of the tokens that SpecPC keeps: "renumber" counts 0, 1, 2, ...; "original" keeps those of
             the whole prompt.
@@ -50,7 +52,7 @@ class SpecKV:
     def __init__(
         self,
         target: ModelSpec,
-        draft: ModelSpec | Literal["self"] | None = None,
+        draft: DraftSpec = None,
         config: MethodConfig | None = None,
         *,
         positions: Positions = "renumber",
@@ -61,7 +63,7 @@ class SpecKV:
         check_config(self.config)
         target_model = load_model(target)
         self_draft = isinstance(draft, str) and draft == "self"
-        draft_model = None if draft is None else target_model if self_draft else load_model(draft)
+        draft_model = None if draft is None else target_model if self_draft else as_draft(draft)
         pipeline = Pipeline(target_model, draft_model, self.config, self_draft=self_draft, positions=positions)
         self._pipeline: Pipeline | None = pipeline
         self._scheduler = Scheduler(pipeline, max_batch_size)
@@ -257,8 +259,8 @@ class SpecKV:
         return self._open_pipeline().target
 
     @property
-    def draft(self) -> LoadedModel | None:
-        """The draft model; the target where it drafts for itself."""
+    def draft(self) -> LoadedModel | TextDraft | None:
+        """The draft; the target where it drafts for itself."""
         return self._open_pipeline().draft
 
     @property
@@ -267,7 +269,7 @@ class SpecKV:
         pipeline = self._open_pipeline()
         if pipeline.self_draft:
             return "self"
-        return None if pipeline.draft is None else model_reference(pipeline.draft)
+        return None if pipeline.draft is None else draft_reference(pipeline.draft)
 
     def room(self, prompt_tokens: int) -> int:
         """Most tokens that the target's window leaves for the answer to a prompt of `prompt_tokens` tokens; >= 0."""

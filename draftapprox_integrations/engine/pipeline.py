@@ -26,6 +26,7 @@ from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
 from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill, slots_maker
+from ..speckv.text_draft import TextDraft, TextLookahead
 from ..specpc.compressor import SpecPC
 from .batches import PrefilledBatch, PreparedBatch, protected_mask
 from .requests import Request
@@ -53,7 +54,7 @@ class Pipeline:
     def __init__(
         self,
         target: LoadedModel,
-        draft: LoadedModel | None,
+        draft: LoadedModel | TextDraft | None,
         config: MethodConfig,
         *,
         self_draft: bool = False,
@@ -67,7 +68,7 @@ class Pipeline:
         self.view: PreTrainedModel | None = None
         self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None
-        self._lookahead: DraftLookahead | SelfLookahead | None = None
+        self._lookahead: DraftLookahead | SelfLookahead | TextLookahead | None = None
         if isinstance(config, SpecKVConfig | SpecKVPCConfig):
             self._speckv = config if isinstance(config, SpecKVConfig) else config.speckv_config
             self.view = attention_view(target.model)
@@ -81,7 +82,10 @@ class Pipeline:
             specpc_config = config if isinstance(config, SpecPCConfig) else config.specpc_config
             self._specpc = SpecPC(_specpc_draft(target, draft), specpc_config)
         elif draft is not None:
-            self._lookahead = SelfLookahead(target) if self_draft else DraftLookahead(target, draft)
+            if isinstance(draft, TextDraft):
+                self._lookahead = TextLookahead(target, draft)
+            else:
+                self._lookahead = SelfLookahead(target) if self_draft else DraftLookahead(target, draft)
         elif config.lookahead_tokens != 0:
             raise InvalidInputError(
                 'SpecKV needs a draft model ("self" takes the target); without one set lookahead_tokens=0, '
@@ -335,7 +339,12 @@ class Pipeline:
             self._closed = True
 
 
-def _specpc_draft(target: LoadedModel, draft: LoadedModel | None) -> LoadedModel:
+def _specpc_draft(target: LoadedModel, draft: LoadedModel | TextDraft | None) -> LoadedModel:
+    if isinstance(draft, TextDraft):
+        raise InvalidInputError(
+            f"SpecPC reads its draft's attention, and {draft.name} only writes text. Use SpecKV, or a draft that is "
+            "loaded here."
+        )
     if draft is None:
         raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')
     if draft is not target and not same_vocabulary(target, draft):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..errors import InvalidInputError
 from ..models.loading import ModelSpec, load_model
 from ..models.locks import ForkSafeLock
+from ..speckv.text_draft import DraftSpec, as_draft
 from .engine import SpecKV
 
 Method = Literal["speckv", "speckvpc", "specpc", "full"]
-DraftSpec: TypeAlias = "ModelSpec | Literal['self'] | None"
 
 _CONFIGS: dict[Method, type[Any]] = {"speckv": SpecKVConfig, "speckvpc": SpecKVPCConfig, "specpc": SpecPCConfig}
 # Method "full": nothing is dropped and no draft is needed. `model.generate` behind the engine's queue.
@@ -39,7 +39,7 @@ def shared_engine(
         **loading: Arguments of `load_model` for models given by name: `device`, `dtype`, ...
     """
     target_model = load_model(target, **loading)
-    draft_model: Any = draft if draft is None or draft == "self" else load_model(draft, **loading)
+    draft_model: Any = draft if draft is None or draft == "self" else as_draft(draft, **loading)
     draft_key = draft_model if isinstance(draft_model, str | None) else id(draft_model)
     key = (id(target_model), draft_key, config, positions, max_batch_size)
     with _engines_lock:

@@ -6,17 +6,18 @@ Imports no framework; needs pydantic, which every supported framework brings.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_serializer, field_validator
 
 from ..config import MethodConfig, Positions, SpecKVConfig, SpecKVPCConfig, SpecPCConfig
 from ..engine.engine import SpecKV
-from ..engine.registry import FULL, DraftSpec, Method, as_method, shared_engine
+from ..engine.registry import FULL, Method, as_method, shared_engine
 from ..errors import InvalidInputError
-from ..models.loading import ModelSpec
+from ..models.loading import LoadedModel, ModelSpec
 from ..models.locks import ForkSafeLock
 from ..models.references import Reference, check_loadable, model_identity, model_reference
+from ..speckv.text_draft import DraftSpec, as_draft, draft_reference, is_text_draft
 
 # Other libraries' names for the same fields, accepted by constructors and calls.
 ALIASES = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
@@ -34,7 +35,7 @@ class EngineReference(Reference):
 
     Args:
         model: The target: a model spec or a `SpecKV` to share.
-        draft: A model spec, "self", or None if the method needs no draft.
+        draft: As for `SpecKV`; None if the method needs no draft.
         method: "speckv", "speckvpc", "specpc" or "full". None: the method that `config` belongs to.
         config: The method's settings.
         positions: As for `SpecKV`.
@@ -74,16 +75,19 @@ class EngineReference(Reference):
             config, positions = model.config, model.positions
             draft = "self" if model.draft_name == "self" else model.draft
             model = model.target
+        if draft is not None and is_text_draft(draft) and not isinstance(draft, str):
+            draft = as_draft(draft)  # an LLM object of a framework
         self.method, self._config = as_method(method, config)
         self.config = None if self.method == "full" else self._config
         self._model, self._draft = model, None if self.method == "full" else draft
         self.positions, self.max_batch_size = positions, max_batch_size
         self.loading = {name: _as_json(value) for name, value in (loading or {}).items()}
         self.model_name = model_reference(model)
-        if self._draft is None or self._draft == "self":
-            self.draft, self.draft_name = model, self._draft
+        if self._draft is None or self._draft == "self" or is_text_draft(self._draft):
+            self.draft: ModelSpec = model
         else:
-            self.draft, self.draft_name = self._draft, model_reference(self._draft)
+            self.draft = cast("ModelSpec", self._draft)
+        self.draft_name = self._draft if self._draft in (None, "self") else draft_reference(self._draft)
 
     def get(self, model: str | None = None) -> SpecKV:
         """Return the engine; the first call loads the models, which may take long.
@@ -254,7 +258,7 @@ class SpecKVBase(BaseModel):
         if not self.loading:
             return self._reference.draft
         engine = self.load()
-        return engine.draft or engine.target
+        return engine.draft if isinstance(engine.draft, LoadedModel) else engine.target
 
     def _options(self, call: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `SpecKV.submit`: the fields, overridden by `generate_kwargs`, overridden by the call's."""

@@ -48,8 +48,8 @@ def client_of(service: Running, key: str) -> openai.OpenAI:
 def test_one_port_answers_compresses_and_reranks(target: Running, compressor: SpecPC) -> None:
     client = client_of(target, TOKEN)
     messages = [{"role": "user", "content": PROMPT}]
-    answer = client.chat.completions.create(model="default", messages=messages, max_tokens=8)  # type: ignore[arg-type]
-    chunks = client.chat.completions.create(model="default", messages=messages, max_tokens=8, stream=True)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="default", messages=messages, max_tokens=8)
+    chunks = client.chat.completions.create(model="default", messages=messages, max_tokens=8, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
     tokenizer = compressor.draft.require_tokenizer()
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
