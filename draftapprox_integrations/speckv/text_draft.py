@@ -199,13 +199,12 @@ def _endpoint(address: str) -> TextDraft:
     if not parts.hostname or not parts.fragment:
         raise InvalidInputError(f"a draft's address names its model, as in http://host:8000/v1#model; got {address!r}")
     url = parts._replace(path=f"{parts.path.rstrip('/') or '/v1'}/completions", fragment="").geturl()
-    client = httpx.Client(timeout=60)  # the draft's own timeout is shorter; this one ends what nobody waits for
 
     def write(prompt: str, tokens: int) -> str:
         key = os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         body = {"model": parts.fragment, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-        answer = client.post(url, json=body, headers=headers)
+        answer = httpx.post(url, json=body, headers=headers, timeout=60)  # ends what nobody waits for any more
         answer.raise_for_status()
         return str(answer.json()["choices"][0]["text"])
 
