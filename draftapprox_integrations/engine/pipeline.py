@@ -24,9 +24,9 @@ from ..models.loading import LoadedModel, pad_left
 from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
-from ..speckv.lookahead import DraftLookahead, SelfLookahead, same_vocabulary
+from ..speckv.lookahead import Lookahead, make_lookahead, same_vocabulary
 from ..speckv.prefill import new_cache, prefill, slots_maker
-from ..speckv.text_draft import TextDraft, TextLookahead
+from ..speckv.text_draft import TextDraft
 from ..specpc.compressor import SpecPC
 from .batches import PrefilledBatch, PreparedBatch, protected_mask
 from .requests import Request
@@ -68,7 +68,7 @@ class Pipeline:
         self.view: PreTrainedModel | None = None
         self._speckv: SpecKVConfig | None = None
         self._specpc: SpecPC | None = None
-        self._lookahead: DraftLookahead | SelfLookahead | TextLookahead | None = None
+        self._lookahead: Lookahead | None = None
         if isinstance(config, SpecKVConfig | SpecKVPCConfig):
             self._speckv = config if isinstance(config, SpecKVConfig) else config.speckv_config
             self.view = attention_view(target.model)
@@ -82,10 +82,7 @@ class Pipeline:
             specpc_config = config if isinstance(config, SpecPCConfig) else config.specpc_config
             self._specpc = SpecPC(_specpc_draft(target, draft), specpc_config)
         elif draft is not None:
-            if isinstance(draft, TextDraft):
-                self._lookahead = TextLookahead(target, draft)
-            else:
-                self._lookahead = SelfLookahead(target) if self_draft else DraftLookahead(target, draft)
+            self._lookahead = make_lookahead(target, draft, self_draft=self_draft)
         elif config.lookahead_tokens != 0:
             raise InvalidInputError(
                 'SpecKV needs a draft model ("self" takes the target); without one set lookahead_tokens=0, '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..errors import PromptTooLongError, UnsupportedModelError
 from ..models.generation import with_generation_config
 from ..models.loading import LoadedModel, eos_token_ids, pad_left, truncate_after_eos
 from ..specpc.compressor import SpecPC
+from .text_draft import TextDraft, TextLookahead
 
 # A target that drafts for itself reads 1 / SELF_DRAFT_DIVISOR of the prompt, but at least SELF_DRAFT_MIN_TOKENS.
 SELF_DRAFT_DIVISOR, SELF_DRAFT_MIN_TOKENS = 4, 256
@@ -128,6 +129,16 @@ class SelfLookahead:
         selection = SpecPC(self._target, SpecPCConfig(max_capacity_prompt=capacity)).select(input_ids, attention_mask)
         rows = [input_ids[row, indices].tolist() for row, indices in enumerate(selection.indices)]
         return self._lookahead.draft(*pad_left(rows), tokens, is_cancelled)
+
+
+Lookahead: TypeAlias = DraftLookahead | SelfLookahead | TextLookahead
+
+
+def make_lookahead(target: LoadedModel, draft: LoadedModel | TextDraft, *, self_draft: bool) -> Lookahead:
+    """What drafts for `target`; `self_draft`: the target itself, from a part of the prompt."""
+    if isinstance(draft, TextDraft):
+        return TextLookahead(target, draft)
+    return SelfLookahead(target) if self_draft else DraftLookahead(target, draft)
 
 
 def same_vocabulary(target: LoadedModel, draft: LoadedModel) -> bool:
