@@ -24,14 +24,14 @@ from ..models.loading import LoadedModel, pad_left
 from ..models.locks import ForkSafeLock
 from ..results import Generation, Usage
 from ..speckv.cache.quantized import cache_bytes
-from ..speckv.lookahead import Lookahead, make_lookahead, same_vocabulary
+from ..speckv.lookahead import Lookahead, make_lookahead
 from ..speckv.prefill import new_cache, prefill, slots_maker
 from ..speckv.text_draft import TextDraft
 from ..specpc.compressor import SpecPC
 from .batches import PrefilledBatch, PreparedBatch, protected_mask
 from .requests import Request
 from .stopping import Slot
-from .validation import check_positions
+from .validation import check_positions, specpc_draft
 
 
 class Pipeline:
@@ -80,7 +80,7 @@ class Pipeline:
         self.has_slots = self.view is not None and has_slots(target.model)  # whether requests can share a running batch
         if isinstance(config, SpecPCConfig | SpecKVPCConfig):
             specpc_config = config if isinstance(config, SpecPCConfig) else config.specpc_config
-            self._specpc = SpecPC(_specpc_draft(target, draft), specpc_config)
+            self._specpc = SpecPC(specpc_draft(target, draft), specpc_config)
         elif draft is not None:
             self._lookahead = make_lookahead(target, draft, self_draft=self_draft)
         elif config.lookahead_tokens != 0:
@@ -334,20 +334,3 @@ class Pipeline:
         """Wait for the running batch, then refuse all others."""
         with self._lock:
             self._closed = True
-
-
-def _specpc_draft(target: LoadedModel, draft: LoadedModel | TextDraft | None) -> LoadedModel:
-    if isinstance(draft, TextDraft):
-        raise InvalidInputError(
-            f"SpecPC reads its draft's attention, and {draft.name} only writes text. Use SpecKV, or a draft that is "
-            "loaded here."
-        )
-    if draft is None:
-        raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')
-    if draft is not target and not same_vocabulary(target, draft):
-        raise InvalidInputError(
-            f"{draft.name} and {target.name} have different vocabularies, so SpecPC cannot choose among the "
-            "prompt's ids. Compress the passages as text before they get here: SpecPC.compress, "
-            "SpecPCPostprocessor or SpecPCCompressor take any pair of models."
-        )
-    return draft

@@ -12,6 +12,8 @@ from ..config import MethodConfig, Positions, SpecKVConfig
 from ..errors import InvalidInputError, UnsupportedModelError
 from ..models.generation import OUTPUT_SETTINGS, UNUSABLE_SETTINGS, refuse_unusable
 from ..models.loading import LoadedModel
+from ..speckv.lookahead import same_vocabulary
+from ..speckv.text_draft import TextDraft
 
 # Arguments of `model.generate` that the engine sets itself, or that have no effect on what it returns.
 _REFUSED_OPTIONS = {
@@ -130,3 +132,25 @@ def check_positions(positions: Any, config: MethodConfig, target: LoadedModel) -
         raise UnsupportedModelError(
             f"{type(target.model).__name__} cannot be told positions; use positions='renumber' with {target.name}"
         )
+
+
+def specpc_draft(target: LoadedModel, draft: LoadedModel | TextDraft | None) -> LoadedModel:
+    """The draft, if it can select among the target's prompt ids.
+
+    Raises:
+        InvalidInputError: there is none, it only writes text, or its vocabulary is another one.
+    """
+    if isinstance(draft, TextDraft):
+        raise InvalidInputError(
+            f"SpecPC reads its draft's attention, and {draft.name} only writes text. Use SpecKV, or a draft that is "
+            "loaded here."
+        )
+    if draft is None:
+        raise InvalidInputError('SpecPC needs a draft model; "self" takes the target')
+    if draft is not target and not same_vocabulary(target, draft):
+        raise InvalidInputError(
+            f"{draft.name} and {target.name} have different vocabularies, so SpecPC cannot choose among the "
+            "prompt's ids. Compress the passages as text before they get here: SpecPC.compress, "
+            "SpecPCPostprocessor or SpecPCCompressor take any pair of models."
+        )
+    return draft
