@@ -1,5 +1,7 @@
 """The notebooks run from top to bottom, and their results are right."""
 
+import ast
+import importlib
 import os
 import re
 import shutil
@@ -145,6 +147,17 @@ def check_clean(notebook: Any) -> None:
 def font_cache() -> None:
     """Build Matplotlib's font list first: a notebook would print a warning if that takes five seconds."""
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_it_imports_of_this_package_exists(path: Any) -> None:
+    """Most notebooks run only on `make notebooks`; a name that has moved is seen here."""
+    for cell in code_cells(read(path)):
+        lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("!", "%"))]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("draftapprox_integrations"):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 
 
 @pytest.mark.notebooks
