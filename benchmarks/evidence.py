@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "cpu"
 OUT = ROOT / "benchmarks" / "results" / "evidence"
 QUESTIONS, SEED = 20, 5
+PARTS = ["needles", "questions", "ruler"]
 
 
 def main() -> None:
@@ -44,22 +45,30 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=QUESTIONS, help="questions of each file")
     parser.add_argument("--samples", type=int, help="samples of each RULER task and length, in place of the configs'")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(SAMPLES), help="tokens of the needles' prompts")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="run and show only these")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
 
-    with told("needles"):
-        needles = needle_rows(args.out / "needles.jsonl", args.ruler_data, args.lengths, 1024, 16384, SEED)
-    model, questions = load_model("default"), {}
+    needles: list[dict[str, Any]] = []
+    questions: dict[str, list[dict[str, Any]]] = {}
+    if "needles" in args.parts:
+        with told("needles"):
+            needles = needle_rows(args.out / "needles.jsonl", args.ruler_data, args.lengths, 1024, 16384, SEED)
     for name, path in {"HotpotQA": args.hotpotqa, "XQuAD": args.xquad}.items():
-        tasks, beside = read_tasks(path, args.n, seed=SEED), args.out / f"{name.lower()}.beside.jsonl"
-        with told(name):
-            questions[name] = peer_rows(
-                tasks, model, BUDGETS, args.out / f"{name.lower()}.jsonl", beside if beside.exists() else None
-            )
-    for run in read_runs(str(CONFIGS / "*.yaml"), samples=args.samples):
+        if "questions" in args.parts:
+            tasks, beside = read_tasks(path, args.n, seed=SEED), args.out / f"{name.lower()}.beside.jsonl"
+            with told(name):
+                questions[name] = peer_rows(
+                    tasks,
+                    load_model("default"),
+                    BUDGETS,
+                    args.out / f"{name.lower()}.jsonl",
+                    beside if beside.exists() else None,
+                )
+    for run in read_runs(str(CONFIGS / "*.yaml"), samples=args.samples) if "ruler" in args.parts else []:
         with told(run.name):
             evaluate(run, args.out / "ruler", ruler_data=args.ruler_data)
     seconds = args.out / "seconds.json"
@@ -89,7 +98,6 @@ def write_evidence(
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
     found = environment()
-    samples = runs[0]["run"]["samples"]
     lines = [
         "# Evidence", "",
         "Written by `python -m benchmarks.evidence` "
@@ -97,23 +105,27 @@ def write_evidence(
         f"{', '.join(f'{name} {version}' for name, version in found['packages'].items())}). Draft, target and reader "
         "are the embedded SmolLM2-135M-Instruct, so read the rows against one another: no answer of so small a model "
         "says how good a method is with a real one.",
-        "", "## RULER at 2k and 4k tokens", "",
-        f"Mean score in percent over {samples} prompts of each task and length. Budgets: KV pairs per head (snapkv, "
-        "speckv, speckvpc, which first keeps 512 tokens), or tokens of the prompt (specpc: the paper's form; "
-        "specpc-text: whole sentences).",
         "",
     ]  # fmt: skip
-    lines += [table(*score_rows(runs)), "", *_picture("evidence-ruler", "Mean RULER score over the budget"), ""]
-    lines += [table(*usage_rows(runs)), ""]
-    write_plot(score_lines(runs), images / "evidence-ruler", x=BUDGET_AXIS, y="mean score, %")
-    lines += [
-        "## Needles up to 128k tokens, without a reader", "",
-        "The share of needles that is kept in at most 1,024 tokens of the prompt "
-        "(niah_single_2, niah_multikey_1, niah_multiquery).", "",
-        table(*needle_table(needles)), "",
-        *_picture("evidence-needles", "Needles kept over the length of the prompt"), "",
-    ]  # fmt: skip
-    write_plot(_needle_lines(needles), images / "evidence-needles", x="tokens of the prompt", y="needles kept, %")
+    if runs:
+        lines += [
+            "## RULER at 2k and 4k tokens", "",
+            f"Mean score in percent over {runs[0]['run']['samples']} prompts of each task and length. Budgets: KV pairs "
+            "per head (snapkv, speckv, speckvpc, which first keeps 512 tokens), or tokens of the prompt (specpc: the "
+            "paper's form; specpc-text: whole sentences).", "",
+            table(*score_rows(runs)), "", *_picture("evidence-ruler", "Mean RULER score over the budget"), "",
+            table(*usage_rows(runs)), "",
+        ]  # fmt: skip
+        write_plot(score_lines(runs), images / "evidence-ruler", x=BUDGET_AXIS, y="mean score, %")
+    if needles:
+        lines += [
+            "## Needles up to 128k tokens, without a reader", "",
+            "The share of needles that is kept in at most 1,024 tokens of the prompt "
+            "(niah_single_2, niah_multikey_1, niah_multiquery).", "",
+            table(*needle_table(needles)), "",
+            *_picture("evidence-needles", "Needles kept over the length of the prompt"), "",
+        ]  # fmt: skip
+        write_plot(_needle_lines(needles), images / "evidence-needles", x="tokens of the prompt", y="needles kept, %")
     for name, rows in questions.items():
         count = len({row["task"] for row in rows})
         picture = f"evidence-{name.lower()}"
