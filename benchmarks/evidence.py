@@ -111,8 +111,8 @@ def write_evidence(
         lines += [
             "## RULER at 2k and 4k tokens", "",
             f"Mean score in percent over {runs[0]['run']['samples']} prompts of each task and length. Budgets: KV "
-            "pairs per head (snapkv, speckv, speckvpc, which first keeps 512 tokens), or tokens of the prompt (specpc: the "
-            "paper's form; specpc-text: whole sentences).", "",
+            "pairs per head (snapkv, speckv, speckvpc, which first keeps 512 tokens), or tokens of the prompt (specpc: "
+            "the paper's form; specpc-text: whole sentences).", "",
             table(*score_rows(runs)), "", *_picture("evidence-ruler", "Mean RULER score over the budget"), "",
             table(*usage_rows(runs)), "",
         ]  # fmt: skip
