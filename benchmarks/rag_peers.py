@@ -120,21 +120,20 @@ def _titled(task: Task) -> list[str]:
 
 
 def optimizer_way(compressor: SpecPC) -> Way:
-    """LlamaIndex' SentenceEmbeddingOptimizer with MiniLM, at the largest percentile that fits."""
+    """LlamaIndex' SentenceEmbeddingOptimizer with MiniLM, at the largest percentile that fits.
+
+    All passages are one node: it keeps a sentence or more of each node, which is beyond these budgets.
+    """
     embedding = _Embedding()
 
-    def shorten(task: Task, budget: int) -> list[str]:
-        kept = [""] * len(task.passages)
+    def shorten(task: Task, budget: int) -> str:
+        text, kept = "\n\n".join(_titled(task)), ""
         for percentile in PERCENTILES:
             optimizer = SentenceEmbeddingOptimizer(embed_model=embedding, percentile_cutoff=percentile)
-            nodes = [NodeWithScore(node=TextNode(text=text, id_=str(i))) for i, text in enumerate(task.passages)]
-            made = optimizer.postprocess_nodes(nodes, QueryBundle(task.question))
-            texts = [""] * len(task.passages)
-            for node in made:
-                texts[int(node.node.node_id)] = node.node.get_content()
-            if sum(compressor.count_tokens(texts)) > budget:
+            (made,) = optimizer.postprocess_nodes([NodeWithScore(node=TextNode(text=text))], QueryBundle(task.question))
+            if sum(compressor.count_tokens([made.node.get_content()])) > budget:
                 break
-            kept = texts
+            kept = made.node.get_content()
         return kept
 
     return shorten
