@@ -111,7 +111,13 @@ def write_evidence(
             table(*score_rows(runs)), "", *_picture("evidence-ruler", "Mean RULER score over the budget"), "",
             table(*usage_rows(runs)), "",
         ]  # fmt: skip
-        write_plot(score_lines(runs), images / "evidence-ruler", x=BUDGET_AXIS, y="mean score, %")
+        write_plot(
+            score_lines(runs),
+            images / "evidence-ruler",
+            title="Mean RULER score over the budget",
+            x=BUDGET_AXIS,
+            y="mean score, %",
+        )
     if needles:
         lines += [
             "## Needles up to 128k tokens, without a reader", "",
@@ -120,7 +126,13 @@ def write_evidence(
             table(*needle_table(needles)), "",
             *_picture("evidence-needles", "Needles kept over the length of the prompt"), "",
         ]  # fmt: skip
-        write_plot(_needle_lines(needles), images / "evidence-needles", x="tokens of the prompt", y="needles kept, %")
+        write_plot(
+            _needle_lines(needles),
+            images / "evidence-needles",
+            title="Needles kept over the length of the prompt",
+            x="tokens of the prompt",
+            y="needles kept, %",
+        )
     for name, rows in questions.items():
         count = len({row["task"] for row in rows})
         picture = f"evidence-{name.lower()}"
@@ -131,7 +143,13 @@ def write_evidence(
             "the passages are new to the draft at the first budget and known at the second.", "",
             table(*peer_table(rows)), "", *_picture(picture, f"Evidence kept of {name} over the budget"), "",
         ]  # fmt: skip
-        write_plot(_evidence_lines(rows), images / picture, x="tokens that are kept", y="evidence kept, %")
+        write_plot(
+            _evidence_lines(rows),
+            images / picture,
+            title=f"Evidence kept of {name} over the budget",
+            x="tokens that are kept",
+            y="evidence kept, %",
+        )
     (docs / "evidence.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -44,10 +44,11 @@ def write_page(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """
     header, rows = score_rows(results)
     lines = ["# Results", "", *table_lines(header, rows), ""]
-    write_plot(score_lines(results), folder / "scores", x=BUDGET_AXIS, y="mean score, %")
+    title = "Mean score over the budget, a line for each method"
+    write_plot(score_lines(results), folder / "scores", title=title, x=BUDGET_AXIS, y="mean score, %")
     lines += [
         '<picture><source media="(prefers-color-scheme: dark)" srcset="scores-dark.svg">'
-        '<img src="scores-light.svg" alt="Mean score over the budget, a line for each method"></picture>',
+        f'<img src="scores-light.svg" alt="{title}"></picture>',
         "",
     ]
     lines += [*table_lines(*usage_rows(results)), ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import MissingDependencyError
 from ..report.style import DARK, LIGHT
@@ -14,24 +15,27 @@ _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
 _MARKERS = "osD^vP"
 
 
-def write_plot(lines: Mapping[str, Sequence[tuple[float | None, float]]], path: Path, *, x: str, y: str) -> None:
+def write_plot(
+    lines: Mapping[str, Sequence[tuple[float | None, float]]], path: Path, *, title: str, x: str, y: str
+) -> None:
     """Write name-light.svg and name-dark.svg, with x on a logarithmic axis.
 
     Args:
         lines: By label the points of a line; where x is None, a horizontal line at y.
         path: Folder and name of the files, without the ending.
+        title: What a reader who cannot see the plot is told.
         x, y: Labels of the axes.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     for theme, colours in _THEMES.items():
-        _draw(lines, path.with_name(f"{path.name}-{theme}.svg"), colours, x, y)
+        figure = _draw(lines, colours, x, y)
+        metadata = {"Date": None, "Title": title}
+        figure.savefig(path.with_name(f"{path.name}-{theme}.svg"), format="svg", metadata=metadata)
 
 
-def _draw(
-    lines: Mapping[str, Sequence[tuple[float | None, float]]], path: Path, colours: Mapping[str, str], x: str, y: str
-) -> None:
+def _draw(lines: Mapping[str, Sequence[tuple[float | None, float]]], colours: Mapping[str, str], x: str, y: str) -> Any:
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
@@ -57,4 +61,4 @@ def _draw(
     for spine in axes.spines.values():
         spine.set_color(colours["edge"])
     axes.legend(facecolor=colours["card"], edgecolor=colours["line"], labelcolor=colours["text"])
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    return figure
