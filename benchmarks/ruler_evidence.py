@@ -18,7 +18,7 @@ from typing import Any
 
 from draftapprox_integrations import SpecPC, load_model
 from draftapprox_integrations.evaluation.prompts import split_prompt
-from draftapprox_integrations.evaluation.rag import Way, ways_of
+from draftapprox_integrations.evaluation.rag import Way, read_rows, ways_of
 from draftapprox_integrations.evaluation.ruler import ruler_samples
 from draftapprox_integrations.specpc.calibration.synthetic_tasks import Task
 from draftapprox_integrations.specpc.scoring import EmbedderScorer
@@ -50,8 +50,7 @@ def needle_rows(
     out: Path, data: Path | None, lengths: Sequence[int], keep: int, embed_up_to: int, seed: int
 ) -> list[dict[str, Any]]:
     """A row for each length, needle, sample and way: the share of the needles that is kept, and the seconds."""
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    known = {(row["length"], row["task"], row["sample"], row["way"]): row for row in rows}
+    known = {(row["length"], row["task"], row["sample"], row["way"]): row for row in read_rows(out)}
     draft = load_model("default")
     others = {"MiniLM": EmbedderScorer(MiniLM.shared())} if MiniLM.installed() else {}
     found = []

@@ -62,7 +62,7 @@ def evaluate_rag(
         "task" (its number), "way", "budget" (None for "full"), "evidence" (the share that is kept), "exact", "f1",
         "likelihood" (of the gold answer, nats per token), "tokens", "seconds" (to shorten), "answer".
     """
-    known = {(row["task"], row["way"], row["budget"]): row for row in _read_rows(path)}
+    known = {(row["task"], row["way"], row["budget"]): row for row in read_rows(path)}
     for number, task in enumerate(tasks):
         wanted = [(number, "full", None), *((number, name, budget) for budget in budgets for name in ways)]
         missing = [one for one in wanted if one not in known]
@@ -79,8 +79,8 @@ def evaluate_rag(
         yield from (known[one] for one in wanted)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a line that was cut off by a kill is removed from it."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none if it is missing; a line that was cut off by a kill is removed from it."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,11 +1,13 @@
-"""A service with the tiny model, which is exact and fast, and a client of it."""
+"""Services with the tiny model, which is exact and fast: SpecPC's and its client, and OpenAI's endpoints."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from draftapprox_integrations import LoadedModel, SpecPC
+from draftapprox_integrations import LoadedModel, SpecKV, SpecPC
+from tests.helpers.openai_service import serving_completions
 from tests.helpers.service import Running, running
+from tests.helpers.serving import TIGHT
 
 TEXTS = [
     "The old mill was built in 1821. Today it is a small museum. It closes in winter.",
@@ -30,3 +32,14 @@ def service(local: SpecPC) -> Iterator[Running]:
 @pytest.fixture
 def remote(service: Running) -> SpecPC:
     return SpecPC(service.url)
+
+
+@pytest.fixture(scope="module")
+def kv(tiny: LoadedModel) -> SpecKV:
+    return SpecKV(tiny, "self", TIGHT)
+
+
+@pytest.fixture(scope="module")
+def url(kv: SpecKV) -> Iterator[str]:
+    with serving_completions(kv) as address:
+        yield address

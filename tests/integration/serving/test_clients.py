@@ -1,7 +1,6 @@
 """Clients of OpenAI's interface, unmodified. The model is tiny: nonsense, unless a schema leaves no choice."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -14,10 +13,9 @@ from llama_index.llms.openai_like import OpenAILike  # type: ignore[import-untyp
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from draftapprox_integrations import LoadedModel, SpecKV
+from draftapprox_integrations import SpecKV
 from draftapprox_integrations.langchain import ChatSpecKV
-from tests.helpers.openai_service import NAME, serving_completions
-from tests.helpers.serving import TIGHT
+from tests.helpers.openai_service import NAME
 
 QUESTION = "What is the capital of France?"
 
@@ -31,17 +29,6 @@ class City(BaseModel):
 def weather(city: Literal["Paris", "Rome"]) -> str:
     """The weather of a city."""
     return city
-
-
-@pytest.fixture(scope="module")
-def kv(tiny: LoadedModel) -> SpecKV:
-    return SpecKV(tiny, "self", TIGHT)
-
-
-@pytest.fixture(scope="module")
-def url(kv: SpecKV) -> Iterator[str]:
-    with serving_completions(kv) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,6 @@ PAIRS = [("system", "Be brief."), ("user", LONG)]
 
 
 @pytest.fixture(scope="module")
-def kv(tiny: LoadedModel) -> SpecKV:
-    return SpecKV(tiny, "self", TIGHT)
-
-
-@pytest.fixture(scope="module")
-def url(kv: SpecKV) -> Iterator[str]:
-    with serving_completions(kv) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def client(url: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=url, api_key="none", max_retries=0) as made:
         yield made
